@@ -80,8 +80,8 @@ def save_adopted(path: Path, adopted: Adopted, versions: dict[str, str]) -> None
 
 
 def restore_adopted(content: dict[str, Any], path: Path) -> Adopted:
-    """Of the content of the file `path`, as torch.load returns it. Raises InvalidFile for what `save_adopted` did not
-    write."""
+    """The adopted network in the content of the file `path`, as torch.load returns it. Raises InvalidFile for what
+    `save_adopted` did not write."""
     from pmm.models.adopted import AdoptedNetwork
     from pmm.models.graph_json import graph_from_json
 
@@ -105,7 +105,7 @@ def restore_adopted(content: dict[str, Any], path: Path) -> Adopted:
 
 
 def dataset_of_adopted(content: dict[str, Any], path: Path) -> tuple[str, str]:
-    """Layout and root of the data set that is named in the content of the file `path`, as in `Adopted`.
+    """Layout and root of the data set that the content of the file `path` names, as in `Adopted`.
 
     Raises InvalidFile if anything in it is of another type than `save_adopted` writes.
     """

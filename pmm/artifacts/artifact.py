@@ -89,7 +89,7 @@ class ArtifactDraft:
 
     @contextlib.contextmanager
     def openable(self) -> Iterator[None]:
-        """With its manifest beside it for the moment, so that it can be opened as a user's would be; errors name
+        """Put the manifest beside the draft for the duration of the block, so that a runner can open it; errors name
         `out`."""
         temporary_manifest = manifest_path(self.path)
         try:
@@ -130,6 +130,6 @@ def new_artifact(path: Path, manifest: Manifest) -> Iterator[ArtifactDraft]:
 
 
 def remove_selftest(artifact: Path) -> None:
-    """Of a file that has taken the place of another."""
+    """Remove the selftest of an earlier file in this place."""
     for place in selftest_paths(artifact):
         place.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def only_sealed(folder: Path) -> bool:
-    """Whether `folder` holds a readable seal, and no file that it does not name."""
+    """Whether `folder` holds a readable seal that lists every file in it."""
     try:
         bundle = _read_seal(folder)
     except InvalidFile:
@@ -65,7 +65,7 @@ def _added(folder: Path, bundle: Bundle) -> list[Path]:
 
 
 def seal(folder: Path, *, artifact: str, backend: str, precision: str) -> Bundle:
-    """Write `SEAL` into `folder`, of all files in it; the last step of making one."""
+    """Write `SEAL`, the hashes of all files in `folder`, into it: the last step of making a bundle."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     values = {"artifact": artifact, "backend": backend, "precision": precision, "files": files}

@@ -159,12 +159,12 @@ def restore_model(checkpoint: dict[str, Any], source: str | Path) -> tuple[ReidM
 
 
 def epoch_of(checkpoint: dict[str, Any]) -> int:
-    """The epoch of the last step, from 1: one that has begun, or the last that ended; 0 before the first step."""
+    """The epoch of the last step, counted from 1, whether it has ended or not; 0 before the first step."""
     return checkpoint["epoch"] + bool((checkpoint["progress"] or {}).get("steps", 0))
 
 
 def statistics_of(checkpoint: dict[str, Any]) -> CropStatistics | None:
-    """Of the training crops; None in checkpoints that were imported without them."""
+    """The statistics of the training crops; None in checkpoints that were imported without them."""
     values = checkpoint["crop_statistics"]
     return None if values is None else from_dict(CropStatistics, values)
 
@@ -176,7 +176,7 @@ def for_deployment(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def deployed_weights(state: dict[str, Any]) -> dict[str, Any]:
-    """The averages over the steps, if the run has them, else the weights as the last step left them."""
+    """The weights averaged over the steps if the run has them, else those after the last step."""
     if state["ema"] is None:
         return state["model"]
     return state["ema"]["model"]

@@ -155,7 +155,8 @@ def convert(content: Any, source: str | Path) -> ConvertedCheckpoint:
 
 
 def _identities(state: Mapping[str, Tensor], method: str, source: str | Path) -> int:
-    """Rows of the classifiers. Raises InvalidFile if each is whole, but they are not of one size."""
+    """The number of identities that the classifiers have. Raises InvalidFile if each is whole, but they are not of one
+    size."""
     sizes = {}
     for prefix in [p for p in (SHARED | BRANCHES[method]) if "softmax" in p]:
         weight, bias = (state.get(f"{prefix}{name}") for name in ("weight", "bias"))

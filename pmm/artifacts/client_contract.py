@@ -153,7 +153,7 @@ def _distance(embedding: EmbeddingContract) -> str:
 
 
 def client_steps(size: Preprocessing, contract: InputContract, embedding: EmbeddingContract) -> list[str]:
-    """The same in words, for who reads it: four steps from an image to the input, and two from the output."""
+    """The same contract in words: four steps from an image to the input, and two from the output."""
     fit = "stretch it"
     if size.padding is not None:
         fit = f"keep its ratio of sides, in the middle of RGB {' '.join(map(str, size.padding))}, and resize it"

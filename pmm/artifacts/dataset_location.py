@@ -1,4 +1,4 @@
-"""Where the data set lies that a checkpoint was trained on. Loads no torch."""
+"""Where the data set that a checkpoint was trained on is. Loads no torch."""
 
 from __future__ import annotations
 

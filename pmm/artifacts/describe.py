@@ -1,4 +1,4 @@
-"""What pmm info prints of a file: checkpoints and ONNX files are read, of native code the manifest alone."""
+"""What pmm info prints about a file. Checkpoints and ONNX files are read; of native code only the manifest is."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def describe_tensor(value: onnx.ValueInfoProto) -> str:
 
 
 def _executable(kind: str, path: Path) -> dict[str, Any]:
-    """From its manifest alone: it is executable code, and is not loaded to be looked at."""
+    """The facts in its manifest: the file is executable code, and is not loaded."""
     digest = sha256(path)
     manifest = read_manifest(path, digest)
     facts = {"kind": kind, "written_by_pmm": manifest is not None, "sha256": digest}
@@ -134,7 +134,7 @@ def _executable(kind: str, path: Path) -> dict[str, Any]:
 
 
 def _manifest(manifest: Manifest) -> dict[str, Any]:
-    """Without what only other kinds of artifact have, and without the hash, which is a fact of the file."""
+    """The fields of `manifest` that are set, without the hash, which is among the facts of the file."""
     facts = {key: value for key, value in dataclasses.asdict(manifest).items() if value is not None}
     facts.pop("sha256")
     facts[FOR_CLIENTS] = client_contract(manifest)
@@ -142,8 +142,8 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
 
 
 def in_words(facts: dict[str, Any]) -> dict[str, Any]:
-    """`facts` of `describe_artifact`, with the file's `name`, for the text output: what is missing is said in words,
-    and of the table for clients the steps alone are left."""
+    """`facts` of `describe_artifact`, with the file's `name`, for the text output: what is missing is spelled out, and
+    the table for clients is reduced to its steps."""
     words = dict(facts)
     if facts.get("written_by_pmm") is False:
         words["written_by_pmm"] = f"no: it has no manifest ({facts['name']}.json)"

@@ -122,7 +122,7 @@ def describe_known(content: Any, path: str | Path = "FILE", out: Path | None = N
 
 
 def proposed_adoption(content: Any, path: str | Path, out: Path | None = None) -> str:
-    """`adoption_command`, and what it takes for granted that its user may have to leave out."""
+    """`adoption_command`, and the assumptions in it that the user may have to drop."""
     command = adoption_command(content, path, out)
     return command + f" ({BOXMOT} as BoxMOT uses it: without them as torchreid does)" * (BOXMOT in command)
 

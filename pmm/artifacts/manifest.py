@@ -97,7 +97,8 @@ class EmbeddingContract:
 
     @classmethod
     def of(cls, model: Any, *, normalised: bool = False, flip_tta: bool = False) -> EmbeddingContract:
-        """Of what `model` returns; with `normalised` at norm 1 even if its own embeddings are not."""
+        """The contract of what `model` returns; with `normalised`, scaled to norm 1 even if the model does not do
+        that."""
         normalised = normalised or bool(model.normalised)
         metric: Literal["euclidean", "cosine"] = "cosine" if normalised else "euclidean"
         return cls(dim=int(model.embedding_dim), normalised=normalised, flip_tta=flip_tta, metric=metric)
@@ -181,7 +182,7 @@ class Manifest:
 
     @property
     def native(self) -> EngineContract | PackageContract | None:
-        """The part about native code, if the artifact is some."""
+        """The part about native code; None if the artifact has none."""
         return self.engine or self.package
 
     @property
@@ -200,7 +201,7 @@ class Manifest:
         return digest if self.is_adopted_itself else self.checkpoint_sha256
 
     def made_from(self, checkpoint_sha256: str, versions: Mapping[str, str]) -> bool:
-        """Whether this checkpoint gave it, by these versions of libraries (among others)."""
+        """Whether it was made from this checkpoint with these versions of libraries (and possibly others)."""
         return self.checkpoint_sha256 == checkpoint_sha256 and versions.items() <= self.versions.items()
 
     def check_copy(self, copy: Manifest, path: Path) -> None:
@@ -219,8 +220,8 @@ class Manifest:
                 )
 
     def to_json(self) -> str:
-        """The same text for the same contract, and the table that is derived from it for programs in other languages.
-        Without thresholds, statistics or graph it says nothing of them."""
+        """JSON with the contract and the table for programs in other languages that follows from it; the same contract
+        gives the same text. Thresholds, statistics and graph are left out where there are none."""
         values = dataclasses.asdict(self)
         for field in ("thresholds", "crop_statistics", "graph"):
             if not values[field]:

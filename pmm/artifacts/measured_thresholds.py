@@ -32,7 +32,7 @@ class MeasuredPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredThresholds:
-    """Thresholds of one file in one precision, on one data set; of embeddings stored in fp32."""
+    """Thresholds of one file in one precision on one data set, for embeddings stored in fp32."""
 
     precision: str
     """That the file ran in: fp32, tf32, fp16, bf16 or int8."""
@@ -49,7 +49,7 @@ class MeasuredThresholds:
     """From the highest rate to the lowest; rates that need more pairs are left out."""
 
     def at(self, fmr: float) -> MeasuredPoint | None:
-        """The point of that target rate, if it was measured."""
+        """The point measured for this target rate; None if there is none."""
         return next((point for point in self.points if abs(point.fmr - fmr) <= 1e-9 * fmr), None)
 
 

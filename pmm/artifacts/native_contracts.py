@@ -41,12 +41,12 @@ class EngineContract:
 
     @property
     def library(self) -> str:
-        """What builds and runs it, by the name under which it is installed."""
+        """The library that builds and runs it, by the name of its package."""
         return "tensorrt" if self.flavor == "tensorrt" else "tensorrt-rtx"
 
     @property
     def portable(self) -> bool:
-        """It runs on GPUs of other compute capabilities than that of the one it was built on."""
+        """Whether it runs on GPUs of other compute capabilities than the one it was built on."""
         return self.flavor == "rtx" or self.hardware_compatibility == "ampere-plus"
 
 
@@ -73,5 +73,5 @@ class PackageContract:
 
     @property
     def version(self) -> str:
-        """Of the library."""
+        """The version of the library."""
         return self.torch

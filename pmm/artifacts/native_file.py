@@ -56,7 +56,7 @@ def read_native(path: str | Path, contract: type[C]) -> NativeFile[C]:
 
 
 def check_origin(path: Path, built: C, current: C, capabilities: Sequence[str]) -> None:
-    """Raises InvalidFile naming all in which this machine differs from where native code can run.
+    """Raises InvalidFile listing every way in which this machine differs from those that can run the native code.
 
     Args:
         built, current: what it was built with, and what it would be built with on this machine.

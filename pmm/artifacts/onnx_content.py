@@ -1,4 +1,4 @@
-"""What is in an ONNX graph, held against the manifest inside: other tools quantise, cast or prune a file and keep its
+"""Compares an ONNX graph with the manifest inside the file: other tools quantise, cast or prune a file and keep its
 metadata. Loads no torch."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class GraphDigest:
-    """Of what a file computes: not of its metadata, its texts, and the names of its operators."""
+    """Digests of what a file computes, without its metadata, its documentation and the names of its operators."""
 
     exact: str
     """Of its inputs, outputs, operators and numbers, all as they are."""
@@ -48,7 +48,7 @@ class GraphDigest:
 
 
 def graph_digest(proto: onnx.ModelProto) -> GraphDigest:
-    """Of the graph of `proto`, with its weights inside. Raises InvalidFile if those are damaged."""
+    """The digests of the graph of `proto`, with its weights inside. Raises InvalidFile if those are damaged."""
     return GraphDigest(exact=_exact_digest(proto), weights=_weights_digest(proto.graph))
 
 
@@ -141,7 +141,7 @@ def _sum_of_numbers(tensor: onnx.TensorProto | npt.NDArray[Any]) -> int:
 
 
 def check_content(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
-    """Hold the graph of the file `path` against the copy of its manifest inside, where none lies beside it.
+    """Compare the graph of the file `path` with the copy of the manifest inside it, where no manifest is beside it.
 
     A graph that computes in the same types, on weights of the same numbers, may have been simplified, and may have been
     changed for the worse: one line (logger "pmm") says so.

@@ -26,7 +26,7 @@ MAX_BYTES = 2**31 - 1
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """An ONNX file as it was hashed: what is run or parsed cannot change after the check."""
+    """An ONNX file as it was hashed, so that what is run or parsed cannot change after the check."""
 
     path: Path
     content: bytes
@@ -121,7 +121,7 @@ def _external_bytes(tensor: onnx.TensorProto, place: Path) -> int:
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether the file, with a manifest or not, can be read as ONNX at all."""
+    """Whether the file can be read as ONNX, with or without a manifest."""
     try:
         _parsed(path.read_bytes(), path)
         return True

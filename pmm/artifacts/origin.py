@@ -31,7 +31,7 @@ def newest_run(name: str = BEST, *, hint: str = "train first (pmm train), or nam
 
 
 def manifest_of(path: Path) -> Manifest:
-    """Of an exported file. Raises InvalidFile if it has none or was changed."""
+    """The manifest of an exported file. Raises InvalidFile if it has none or was changed."""
     kind = kind_of(path, *RUNNABLE)
     if kind == "onnx":
         return read_onnx(path).manifest
@@ -56,8 +56,8 @@ def checkpoint_of(artifact: Path, manifest: Manifest) -> Path | None:
 
 
 def resolve_dataset(path: Path, name: str = "", root: str = "") -> DatasetLocation:
-    """The data set to judge a checkpoint or an exported file on: `name` at `root`, each that is empty as the checkpoint
-    says.
+    """The data set to evaluate a checkpoint or an exported file on: `name` at `root`; what is empty is taken from the
+    checkpoint.
 
     Raises InvalidValue for an unknown name, InvalidFile or ConflictingOptions if the checkpoint does not say enough.
     """
@@ -69,7 +69,7 @@ def resolve_dataset(path: Path, name: str = "", root: str = "") -> DatasetLocati
 
 
 def override_dataset(trained: DatasetLocation, path: Path, name: str, root: str) -> DatasetLocation:
-    """The data set `name` at `root`, each that is empty as of the one that `path` was `trained` on.
+    """The data set `name` at `root`; what is empty is taken from the one that `path` was `trained` on.
 
     Raises ConflictingOptions for another data set without a root, InvalidFile if `trained` is empty or its folder is
     unknown or gone.

@@ -1,4 +1,4 @@
-"""Which call of which library resizes as a contract says, or nearly so, and by how many grey levels it differs.
+"""The library calls that resize as a contract says, exactly or nearly, and by how many grey levels they differ.
 
 The figures are those of `bench.lab.resizes`, whose test holds this table to the file that it wrote. Loads no torch.
 """
@@ -20,7 +20,7 @@ Differences = tuple[float, float]
 
 
 def verdict(differences: Differences | None) -> str:
-    """How near a resize with these differences comes, in words."""
+    """How close a resize with these differences comes, in words."""
     if differences is None:
         return "the same filter by its documentation, not measured"
     mean, most = differences

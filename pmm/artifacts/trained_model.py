@@ -1,5 +1,5 @@
-"""A network with its weights, whoever trained it, and what deployment must know of it. Loads no torch until a file is
-read."""
+"""A network with its weights, whoever trained it, and what deployment must know about it. Loads no torch until a file
+is read."""
 
 from __future__ import annotations
 

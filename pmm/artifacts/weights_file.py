@@ -1,4 +1,4 @@
-"""Files of weights, however their program wrapped them, and tables of what became of each key. Loads no torch."""
+"""Files of weights in whatever wrapping, and tables of what was done with each key. Loads no torch."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def export_aoti(
 def export_aoti_cached(
     checkpoint: Path, out: Path, precision: str = "fp32", device: str = "cpu", verification: VerifyOptions | None = None
 ) -> Artifact:
-    """`out`, if it is what `export_aoti` would make here (`pmm.export.cached.reusable`); else exported."""
+    """`out` if it is what `export_aoti` would make here (`pmm.export.cached.reusable`), else a new export."""
     from pmm.artifacts.checkpoint import versions
     from pmm.runtime.aoti import this_machine
     from pmm.runtime.eager import torch_device

@@ -41,7 +41,7 @@ class BoxmotModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What BoxMOT does differently, and no file can change."""
+        """What BoxMOT does differently, whatever the file says."""
         size = self.artifact.manifest.preprocessing
         if not size.antialias:
             return ()
@@ -109,7 +109,7 @@ def export_boxmot(
 
 
 def _options(source: ExportSource, flip_tta: bool) -> ExportOptions:
-    """Raises InvalidFile for a model that crops of BoxMOT's do not suit."""
+    """Raises InvalidFile for a model that does not suit the crops that BoxMOT feeds."""
     size = source.preprocessing
     if size.padding is not None:
         problem = f"its crops are padded ({size.describe()}), and BoxMOT stretches them"

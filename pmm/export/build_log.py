@@ -1,4 +1,4 @@
-"""The builder's messages in a file beside the engine, as they come: also those of a build that fails."""
+"""The builder's messages, written to a file beside the engine as they come, also when the build fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BuildLog:
             self._close()
 
     def end(self) -> None:
-        """Of the build: what a library still says of it later, or says to all builds, is neither kept nor shown."""
+        """End the log: later messages of the library are neither kept nor shown."""
         self._show = False
         self._close()
 

@@ -1,4 +1,4 @@
-"""In which precision does an engine compute? Read from the parsed network, and from the built engine.
+"""The precision of an engine, read from the parsed network and from the built engine.
 
 Loads no torch.
 """

@@ -1,4 +1,4 @@
-"""As many layers stay in fp32, those that cost most, as an export needs to pass: of int8 and of half precision alike.
+"""The layers that cost most accuracy stay in fp32, as many as an export needs to pass; for int8 and half precision.
 
 Loads no torch.
 """

@@ -1,4 +1,4 @@
-"""A foreign fp32 graph in half precision, what rounding harms kept in fp32. Loads no torch.
+"""Converts an fp32 graph of another program to half precision, and keeps what rounding harms in fp32. Loads no torch.
 
 As automatic mixed precision does it: products and the cheap steps between them in half, what sums up or divides by a
 sum (normalisations, reductions) in fp32.

@@ -41,7 +41,7 @@ PROBES = 16
 
 @dataclass(frozen=True)
 class _Target:
-    """What a backend wants to see in the file."""
+    """How a backend needs the file to be quantised."""
 
     operators: tuple[str, ...]
     symmetric: bool
@@ -121,8 +121,7 @@ class Quantizer:
         return list(dict.fromkeys(self._names[node.input[1]] for node in nodes if node.op_type in LAYERS))
 
     def only_weights(self, keep: Collection[str] = ()) -> list[str]:
-        """Of the layers in 8 bits without those of `keep` the ones of which only the weights are: they compute in
-        floats."""
+        """The layers, without those of `keep`, that have only their weights in 8 bits and compute in floats."""
         return [
             name for name in dict.fromkeys(self._names[node.input[1]] for node in self._in_floats) if name not in keep
         ]
@@ -229,7 +228,7 @@ class Quantizer:
                     node.input[position] = self._main[node.name]
 
     def _leave_float_inputs(self, graph: onnx.GraphProto, excluded: Collection[str]) -> None:
-        """Give nodes that are not quantised what they read before, unless its maker gives 8 bits.
+        """Let nodes that are not quantised read the floats that they read before, unless those are made in 8 bits.
 
         The quantizer puts a Q/DQ pair before all readers of a tensor. In a transformer LayerNormalization and the
         residual sum read it too, and a residual stream that is rounded in every block moves the embeddings. In networks

@@ -1,5 +1,5 @@
-"""Weights in 8 bits of layers that compute in floats: a quarter of the file, and products as they were. Loads no
-torch."""
+"""Weights stored in 8 bits for layers that compute in floats: a quarter of the size, and the products stay in floats.
+Loads no torch."""
 
 from __future__ import annotations
 

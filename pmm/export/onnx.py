@@ -109,7 +109,7 @@ def export_onnx(
 def export_onnx_cached(
     checkpoint: Path, out: Path, options: ExportOptions | None = None, verification: VerifyOptions | None = None
 ) -> Artifact:
-    """`out`, if it is what `export_onnx` would make here (`pmm.export.cached.reusable`); else exported."""
+    """`out` if it is what `export_onnx` would make here (`pmm.export.cached.reusable`), else a new export."""
     options, verification = options or ExportOptions(), verification or VerifyOptions()
 
     def is_same(manifest: Manifest) -> bool:
@@ -123,8 +123,8 @@ def export_onnx_cached(
 
 
 def check_overwrite(out: Path, checkpoint: Path, options: ExportOptions) -> None:
-    """Raises CannotWrite if `out`, a name that the user did not choose, is not a file of ours, or another export of
-    `checkpoint`: not to be replaced in passing."""
+    """Raises CannotWrite if `out`, a name that the user did not choose, holds a file that pmm did not write, or another
+    export of `checkpoint`: neither may be replaced unasked."""
     if not out.is_file():
         return
     hint = "move it away, or give another name with -o"

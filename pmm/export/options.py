@@ -43,8 +43,8 @@ class ExportOptions:
     """The deployed graph: its precision, and what goes in and comes out."""
 
     precision: Precision = "fp32"
-    """Precision of the backbone; the heads, the normalisation, the output and a float input are fp32 in every file. Of
-    adopted networks so are layers that fp16 or bf16 would harm too much."""
+    """Precision of the backbone. The heads, the normalisation, the output and a float input are fp32 in every file, and
+    so are layers of adopted networks that fp16 or bf16 would harm too much."""
     target: Literal["tensorrt", "cpu", "opencv"] = "tensorrt"
     """For int8: where the file will run: tensorrt, cpu (ONNX Runtime, OpenVINO, OpenCV from 4.10 on), or opencv (from
     4.6 on; also ONNX Runtime, but not OpenVINO)."""
@@ -59,13 +59,12 @@ class ExportOptions:
     int8_fallback: Literal["fp16", "fp32"] = "fp32"
     """For int8 on TensorRT: precision of the layers that are not in int8; the heads are always in fp32."""
     input: InputKind = "uint8"
-    """Input: uint8 NHWC, normalised in the graph; or float (float32 NCHW, normalised by the caller as for the torch
-    model); or float255 (float32 NCHW, pixels of 0 to 255, normalised in the graph)."""
+    """What the file takes: uint8 (NHWC, normalised in the graph), float (float32 NCHW, normalised by the caller as for
+    the torch model), or float255 (float32 NCHW, pixels of 0 to 255, normalised in the graph)."""
     input_mean: Annotated[Colours | None, Arg("R G B")] = None
-    """For --input float: mean that the caller normalises by, of pixels in 0..1 (default: the model's)."""
+    """For --input float: mean by which the caller normalises pixels of 0..1 (default: the model's)."""
     input_std: Annotated[Colours | None, Arg("R G B")] = None
-    """For --input float: standard deviation that the caller normalises by, of pixels in 0..1 (default: the
-    model's)."""
+    """For --input float: standard deviation by which the caller normalises pixels of 0..1 (default: the model's)."""
     input_colour: Literal["rgb", "bgr"] = "rgb"
     """Order of the input's colour channels."""
     normalize: bool = False
@@ -147,7 +146,7 @@ OF_ADOPTED = ("input", "input_mean", "input_std", "input_colour", "normalize", "
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """What the embeddings are proved on."""
+    """What the embeddings are compared on."""
 
     verify_root: Annotated[str, Arg("DIR")] = ""
     """Folder of the data set whose test crops the parity check uses (default: the one that the checkpoint was trained
@@ -183,9 +182,9 @@ class EngineOptions:
     tf32: bool = False
     """Let fp32 convolutions and matrix products run in TF32: faster, with 10 bits of mantissa."""
     hardware_compatibility: HardwareCompatibility = "none"
-    """GPUs that a TensorRT engine runs on, at some cost in speed: the model that it was built on (and, with a warning,
-    others of its compute capability), any of its compute capability, or any from Ampere on. A TensorRT-RTX engine runs
-    on all that TensorRT-RTX supports."""
+    """GPUs that a TensorRT engine runs on: the model that it was built on (others of its compute capability run it with
+    a warning), any of its compute capability, or any from Ampere on; the last two cost some speed. A TensorRT-RTX
+    engine runs on every GPU that TensorRT-RTX supports."""
     verbose: bool = False
     """Print the builder's whole log; it is always written beside the engine, as best.plan.log."""
 
@@ -223,8 +222,8 @@ def check_flags(
     no_manifest: bool,
     adopted: bool = False,
 ) -> None:
-    """Raises ConflictingOptions for flags of `pmm export trt` that do not go together: what the ONNX file decides
-    cannot be set for its engine.
+    """Raises ConflictingOptions for flags of `pmm export trt` that exclude each other, or that the ONNX file has
+    already decided.
 
     Args:
         checkpoint: the model is a checkpoint, and no ONNX file.
@@ -262,7 +261,7 @@ def _is_profile(sizes: object) -> bool:
 
 
 def flag_of(name: str) -> str:
-    """Of a field of the options, as `static_batch` -> `--static-batch`."""
+    """The flag of a field: `static_batch` -> `--static-batch`."""
     return "--" + name.replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""The parity check: an artifact gets its name only if its embeddings of real crops are the checkpoint's.
+"""The parity check: an artifact gets its name only if its embeddings of real crops match the checkpoint's.
 
 Loads no torch.
 """
@@ -31,7 +31,7 @@ Embed = Callable[[Crops], Embeddings]
 
 
 class ParityFailed(UserError):
-    """The embeddings moved, or depend on the batch."""
+    """The embeddings differ from the checkpoint's, or depend on the batch."""
 
 
 @dataclass(frozen=True)

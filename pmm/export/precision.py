@@ -1,4 +1,4 @@
-"""In which precision does an ONNX file compute? Read back from the file, never assumed. Loads no torch."""
+"""The precision that an ONNX file computes in, read back from the file. Loads no torch."""
 
 from __future__ import annotations
 

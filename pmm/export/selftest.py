@@ -39,7 +39,7 @@ MIN_COSINE_FP32 = 1 - 1e-6
 def checkpoint_vectors(
     trained: TrainedModel, digest: str, fed: Preprocessing, input: InputContract, embedding: EmbeddingContract
 ) -> SelftestVectors:
-    """Of the export of a checkpoint with these contracts, whose crops are prepared as `fed` says."""
+    """The vectors for the export of a checkpoint with these contracts, whose crops are prepared as `fed` says."""
     import torch
 
     embed = checkpoint_reference(trained.model, trained.preprocessing, fed, input, embedding)
@@ -47,8 +47,8 @@ def checkpoint_vectors(
 
 
 def onnx_vectors(file: OnnxFile) -> SelftestVectors | None:
-    """Those beside an ONNX file of ours; else what ONNX Runtime makes of the file itself. None, with a warning, if it
-    cannot run it."""
+    """The vectors beside an ONNX file that pmm wrote, else those that ONNX Runtime computes from the file. None, with a
+    warning, if it cannot run the file."""
     import onnxruntime
 
     try:

@@ -49,7 +49,7 @@ class ExportSource(ABC):
 
     @abstractmethod
     def check(self, options: ExportOptions) -> None:
-        """Raises ConflictingOptions or InvalidFile for options that cannot be of an export of this."""
+        """Raises ConflictingOptions or InvalidFile for options that this source cannot be exported with."""
 
     def fed(self, options: ExportOptions) -> Preprocessing:
         """How crops for the exported file are prepared."""
@@ -61,7 +61,7 @@ class ExportSource(ABC):
 
     @abstractmethod
     def embedding(self, options: ExportOptions) -> EmbeddingContract:
-        """What the exported file gives."""
+        """What the exported file returns."""
 
     @abstractmethod
     def parity_check(self, options: ExportOptions, verification: VerifyOptions) -> ParityCheck | None:
@@ -78,7 +78,7 @@ class ExportSource(ABC):
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """Of the libraries that make `graph`: others may make another."""
+        """Versions of the libraries that make `graph`."""
 
 
 def open_source(path: str | Path) -> ExportSource:

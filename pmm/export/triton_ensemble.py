@@ -1,4 +1,4 @@
-"""Two models for Triton beside one of ours, so that a server takes image files as they are.
+"""Two more models for Triton, with which a server takes image files as they are.
 
 NAME-preprocess, in Python (`pmm.export.triton_preprocess`), makes crops of them, and NAME-jpeg, an ensemble, chains it
 to NAME. Fields and rules are those of Triton's model configuration, of its Python backend and of the sources of its

@@ -85,8 +85,8 @@ def build_engine(
     verification: VerifyOptions | None = None,
     exported: Callable[[Artifact], None] | None = None,
 ) -> Artifact:
-    """Build the engine `out` (.plan) from a checkpoint, by way of a verified ONNX file beside `out`, or an ONNX file.
-    Of an adopted ONNX file in another precision than its own, too, the file in that precision is beside `out`.
+    """Build the engine `out` (.plan) from a checkpoint or an ONNX file. A checkpoint is first exported to a verified
+    ONNX file beside `out`; so is an adopted ONNX file for an engine in another precision than its own.
 
     TensorRT builds on a machine with an NVIDIA GPU only; TensorRT-RTX builds anywhere, and its engines run on GPUs of
     compute capability 7.5 and more. Where a GPU runs the engine, its embeddings of real crops are compared with the
@@ -169,8 +169,8 @@ def engine_from_onnx(
 def build_engine_cached(
     file: OnnxFile, out: Path, options: EngineOptions, source: Path, verification: VerifyOptions
 ) -> Artifact:
-    """`out`, if it is what `engine_from_onnx` would build here of `file`, verified against `source` where a GPU here
-    runs it (`pmm.export.cached.reusable`); else built. `options` names the flavor."""
+    """`out` if it is what `engine_from_onnx` would build here from `file` (`pmm.export.cached.reusable`), else a new
+    engine, verified against `source` where a GPU here runs it. `options` must name the flavor."""
     trt, gpu = load_flavor(options.flavor), gpu_here(options.device)
 
     def is_same(manifest: Manifest) -> bool:

@@ -1,4 +1,4 @@
-"""Files that an export writes to a folder under names of its own: what is there is not replaced in passing."""
+"""Files that an export writes to a folder under its own names, without replacing what it did not write."""
 
 from __future__ import annotations
 

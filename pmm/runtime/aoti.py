@@ -22,7 +22,7 @@ from pmm.utils.hardware import cuda_index, gpu_at
 
 
 class AotiRunner(TorchRunner):
-    """A package. Any thread may call it; runs of one runner are one after the other."""
+    """A package. Any thread may call it; its runs happen one after the other."""
 
     def __init__(
         self, path: str | Path, device: str = "auto", threads: int = 0, *, cuda_graph: bool = False, warn: bool = True
@@ -83,7 +83,7 @@ class AotiRunner(TorchRunner):
 
 
 def this_machine(device: torch.device) -> PackageContract:
-    """What a package that is built here, now, for `device` is built with."""
+    """What a package for `device` is built with here."""
     gpu = gpu_at(device.index or 0) if device.type == "cuda" else None
     instructions = (name for name, present in torch.cpu.get_capabilities().items() if present is True)
     return PackageContract(

@@ -28,7 +28,7 @@ R = TypeVar("R", bound="Runner")
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerInfo:
-    """What really runs, as read back; not what was requested."""
+    """What really runs, read back from the library rather than taken from the request."""
 
     backend: str
     """torch, ort-cpu, ..."""
@@ -92,8 +92,8 @@ class BoundRun(Opened):
 
 
 class Runner(Opened, ABC):
-    """An opened model. Use as a context manager, in the process that opened it: after `os.fork` a child opens its own,
-    and the inherited one raises UserError, as one does that was closed.
+    """An opened model. Use it as a context manager, in the process that opened it: after `os.fork` a child opens its
+    own. A runner that was closed, or inherited from a parent process, raises UserError.
 
     Whatever the artifact itself takes (uint8 or float, RGB or BGR), a runner takes uint8 RGB crops.
     """
@@ -131,7 +131,7 @@ class Runner(Opened, ABC):
             return self._embed(images)
 
     def embed_on_gpu(self, images: Crops | CudaArray | Sequence[npt.NDArray[Any]]) -> GpuArray:
-        """As a call, but the embeddings stay on the GPU: float32 [B, D] there, complete, and the caller's to keep.
+        """As a call, but the embeddings, float32 [B, D], stay on the GPU; they are complete, and belong to the caller.
 
         Raises UserError for a runner that does not work on a GPU.
         """
@@ -161,8 +161,8 @@ class Runner(Opened, ABC):
         return bound
 
     def close(self) -> None:
-        """Free what the runner holds; whatever is to run from now on is refused. May be called again. In a forked child
-        it does nothing: what the runner holds is the parent's to free."""
+        """Free what the runner holds; later calls raise UserError. May be called again. In a forked child it does
+        nothing, as the parent frees what the runner holds."""
         if self._inherited:
             return
         self._closed = True

@@ -85,7 +85,7 @@ def _reversed(size: Preprocessing) -> Preprocessing:
 
 
 def _normalise(size: Preprocessing, input: InputContract, fed: Preprocessing) -> nn.Module:
-    """From what the caller feeds to what the network takes."""
+    """Turn what the caller feeds into what the network takes."""
     if input.normalised_by == "graph":
         return Normalise(size) if input.dtype == "uint8" else ChannelScale(*size.scale_and_offset())
     if (size.mean, size.std) == (fed.mean, fed.std):

@@ -1,4 +1,4 @@
-"""Forks: a child process has the memory of the libraries that compute, and none of their threads. Loads no torch."""
+"""Forks: a child process inherits the memory of the computing libraries, but none of their threads. Loads no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def around_forks(*, before: Callable[[], object] = lambda: None, in_child: Calla
 
 
 def never_free(item: object) -> None:
-    """`item` and all that it holds are never torn down, not even at the end of the process."""
+    """Keep `item` and all that it holds alive, even at the end of the process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 

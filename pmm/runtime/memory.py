@@ -1,4 +1,4 @@
-"""Errors of libraries where memory is short, as one line: each library has other exceptions and other words."""
+"""Out-of-memory errors of all libraries as one line; each library has its own exceptions and wording."""
 
 from __future__ import annotations
 

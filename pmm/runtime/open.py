@@ -128,14 +128,14 @@ def _choose(path: Path, backend: str, device: str) -> tuple[str, str]:
 
 
 def check_backend(name: str) -> None:
-    """Raises InvalidValue for a word that `open_runner` does not take for a backend."""
+    """Raises InvalidValue for a backend that `open_runner` does not know."""
     words = ("auto", ONNXRUNTIME, *BACKENDS)
     if name not in words:
         raise InvalidValue("backend", name, choices=words)
 
 
 def backends_for(kind: Kind) -> list[str]:
-    """Those that run such a file, the usual one first."""
+    """The backends that run such a file, the usual one first."""
     return [name for name, backend in BACKENDS.items() if backend.file_kind == kind]
 
 

@@ -1,4 +1,5 @@
-"""Runners, and the runs bound to them: used by the process that opened them, until they are closed. Loads no torch."""
+"""What only the process that opened it may use, until it is closed: runners, and the runs bound to them. Loads no
+torch."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ T = TypeVar("T", bound="Opened")
 
 
 class Opened:
-    """What refuses to run after it was closed, and in a process that was forked from the one that opened it."""
+    """An object that refuses to run after it was closed, and in a process forked from the one that opened it."""
 
     _path: Path | None = None
     """The file, for messages."""

@@ -31,7 +31,7 @@ class _Ready(NamedTuple):
 
 
 class ThreadContext:
-    """What one run at a time runs with: stream, buffers for the largest batch, and contexts. Any thread may use it.
+    """What one run needs: a stream, buffers for the largest batch, and contexts. Any thread may use it, one at a time.
 
     A CUDA graph is valid only while the context it was captured from stays as it was. So each kept batch size has its
     own context; they run one after the other, so one block of working memory serves them all. Without captured graphs

@@ -1,4 +1,4 @@
-"""What the runners that execute with torch share: placing, TF32, threads, CUDA graphs, and steps timed on the GPU."""
+"""What runners that execute with torch share: devices, TF32, threads, CUDA graphs, and steps timed on the GPU."""
 
 from __future__ import annotations
 
