@@ -129,7 +129,7 @@ def test_a_finished_run_is_extended(trained, tmp_path, capsys, monkeypatch):
         learning_rate(dataclasses.replace(longer.recipe, epochs=2), 5, 3),
     )
     facts = ("from 2 to 3 epochs", f"{next_rate:.2g}", f"{last_rate:.2g}")
-    assert len(lines_with(capsys.readouterr().out, "note:", *facts)) == 2
+    assert len(lines_with(capsys.readouterr().err, "note:", *facts)) == 2
     assert [record["epoch"] for record in records(out)] == [1, 2, 3]
     last = load(out / "last.pth")
     assert (last["epoch"], last["config"]["recipe"]["epochs"]) == (3, 3)
@@ -147,9 +147,9 @@ def test_a_run_goes_on_in_another_precision_and_says_so(trained, tmp_path, monke
     torch.save({**state, "epoch": 1}, out / "last.pth")
     has_bf16(True)  # emulated on another machine
     train(changed(saved_in(out), amp="auto"), out, RESUMED)
-    said = capsys.readouterr().out
-    assert lines_with(said, "note:", "fp32", "bf16", "--amp")
-    assert lines_with(said, "precision:", "bf16", "--amp auto", "this CPU")
+    said = capsys.readouterr()
+    assert lines_with(said.err, "note:", "fp32", "bf16", "--amp")
+    assert lines_with(said.out, "precision:", "bf16", "--amp auto", "this CPU")
     last = load(out / "last.pth")
     assert (last["config"]["recipe"]["amp"], last["versions"]["precision"]) == ("bf16", "bf16")
     assert saved_in(out).recipe.amp == "bf16"
