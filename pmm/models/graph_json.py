@@ -77,31 +77,12 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
         content = json.loads(text)
         for name, value in tensors.items():
             _check_tensor(name, value)
-        graph, nodes = fx.Graph(), dict[str, fx.Node]()
-        for name, op, target, args, kwargs in content["nodes"]:
-            values = tuple(_decoded(value, nodes) for value in args)
-            named = {key: _decoded(value, nodes) for key, value in kwargs.items()}
-            if op == "call_function":
-                function = operator_of(target)
-                check_arguments(function, values, named)
-                nodes[name] = graph.call_function(function, values, named)
-            elif op == "get_attr" and target in tensors:
-                nodes[name] = graph.get_attr(target)
-            elif op == "placeholder":
-                nodes[name] = graph.placeholder("images")
-            elif op == "output" and isinstance(values[0], fx.Node):
-                graph.output(values[0])
-            else:
-                raise ValueError(f"a {op} of {str(target)[:60]!r}")
         parameters = set(content["parameters"])
+        graph = _graph_of(content["nodes"], tensors)
         root = {
             name: nn.Parameter(value, requires_grad=False) if name in parameters else value
             for name, value in tensors.items()
         }
-        ends = [node.op for node in graph.nodes if node.op in ("placeholder", "output")]
-        if ends != ["placeholder", "output"]:
-            raise ValueError("it does not lead from images to one output")
-        graph.lint()
         return fx.GraphModule(root, graph, "AdoptedGraph").eval()
     except (
         json.JSONDecodeError,
@@ -114,6 +95,31 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
         SyntaxError,
     ) as error:
         raise ValueError(f"not a graph ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _graph_of(nodes: list[Any], tensors: Mapping[str, Tensor]) -> fx.Graph:
+    """Raises ValueError for what `graph_to_json` does not write, and the errors of Python for nodes of another form."""
+    graph, made = fx.Graph(), dict[str, fx.Node]()
+    for name, op, target, args, kwargs in nodes:
+        values = tuple(_decoded(value, made) for value in args)
+        named = {key: _decoded(value, made) for key, value in kwargs.items()}
+        if op == "call_function":
+            function = operator_of(target)
+            check_arguments(function, values, named)
+            made[name] = graph.call_function(function, values, named)
+        elif op == "get_attr" and target in tensors:
+            made[name] = graph.get_attr(target)
+        elif op == "placeholder":
+            made[name] = graph.placeholder("images")
+        elif op == "output" and isinstance(values[0], fx.Node):
+            graph.output(values[0])
+        else:
+            raise ValueError(f"a {op} of {str(target)[:60]!r}")
+    ends = [node.op for node in graph.nodes if node.op in ("placeholder", "output")]
+    if ends != ["placeholder", "output"]:
+        raise ValueError("it does not lead from images to one output")
+    graph.lint()
+    return graph
 
 
 def _only_checks(node: fx.Node) -> bool:

@@ -107,50 +107,62 @@ def other_statistics(name: str, mean: tuple[float, ...], std: tuple[float, ...])
 @cache
 def _facts(name: str) -> _Facts:
     """Of the network of that name, tried on the meta device. Raises InvalidValue."""
+    config = _known(name)
+    try:
+        with torch.device("meta"):
+            net, options = _with_stride_16(name)
+    except Exception as error:  # some have no feature maps, which timm says in many ways
+        raise _unusable(name, [f"timm makes no feature maps of it ({reason_of(error)})"]) from error
+    height, width = config.input_size[1:] if config.fixed_input_size else (PROBE, PROBE)
+    problems = [f"it takes images of {height}x{width} alone"] if config.fixed_input_size else []
+    products = _Pairwise()
+    try:
+        with products:
+            maps = net.eval()(torch.empty(1, 3, height, width, device="meta"))[-1]
+    except Exception as error:
+        raise _unusable(name, [*problems, f"it takes no {height}x{width} images ({reason_of(error)})"]) from error
+    if products.seen:
+        problems.append(f"it is not convolutional alone ({', '.join(sorted(products.seen))})")
+    channels = net.feature_info.channels()[-1]
+    problems += _problems_of_map(maps, channels, height, width)
+    if not problems and (idle := _idle(net, maps)):
+        problems.append(f"{len(idle)} of its weights do not reach the map (as {idle[0]})")
+    if problems:
+        raise _unusable(name, problems)
+    return _Facts(channels, height // maps.shape[2], options)
+
+
+def _known(name: str) -> Any:
+    """`_pretrained` of the network of that name. Raises InvalidValue if timm has no such network, or no such weights
+    for it."""
     timm, flag, value = import_library("timm"), "--backbone", f"{TIMM}{name}"
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(TIMM + each for each in near)}?" if near else f"to list them: {LIST}"
         raise InvalidValue(flag, value, "a network that timm has", hint=hint)
     try:
-        config = _pretrained(name)
+        return _pretrained(name)
     except RuntimeError as error:  # there is such a network, without weights of that name
         base = name.partition(".")[0]
         known = [TIMM + each for each in (base, *timm.list_pretrained(f"{base}.*")[:MOST_TAGS])]
         raise InvalidValue(flag, value, f"weights that timm has for {base}", hint=f"use {one_of(known)}") from error
-    try:
-        with torch.device("meta"):
-            net, options = _with_stride_16(name)
-    except Exception as error:  # some have no feature maps, which timm says in many ways
-        raise _unusable(value, [f"timm makes no feature maps of it ({reason_of(error)})"]) from error
-    channels, problems = net.feature_info.channels()[-1], []
-    height, width = config.input_size[1:] if config.fixed_input_size else (PROBE, PROBE)
-    if config.fixed_input_size:
-        problems.append(f"it takes images of {height}x{width} alone")
-    products = _Pairwise()
-    try:
-        with products:
-            maps = net.eval()(torch.empty(1, 3, height, width, device="meta"))[-1]
-    except Exception as error:
-        raise _unusable(value, [*problems, f"it takes no {height}x{width} images ({reason_of(error)})"]) from error
-    if products.seen:
-        problems.append(f"it is not convolutional alone ({', '.join(sorted(products.seen))})")
+
+
+def _problems_of_map(maps: Tensor, channels: int, height: int, width: int) -> list[str]:
+    """What is wrong with the last map, [1, channels, h, w] of an image of that size."""
+    problems = []
     if maps.dim() != 4 or maps.shape[1] != channels:
         problems.append(f"its last output is {list(maps.shape)}, and [1, {channels}, h, w] is needed")
     elif not any(maps.shape[2:] == (height // stride, width // stride) for stride in STRIDES):
         problems.append(f"its last map has {maps.shape[2]}x{maps.shape[3]} cells for {height}x{width} pixels")
     if channels % 4:
         problems.append(f"its map has {channels} channels, which 4 does not divide")
-    if not problems and (idle := _idle(net, maps)):
-        problems.append(f"{len(idle)} of its weights do not reach the map (as {idle[0]})")
-    if problems:
-        raise _unusable(value, problems)
-    return _Facts(channels, height // maps.shape[2], options)
+    return problems
 
 
-def _unusable(value: str, problems: list[str]) -> InvalidValue:
+def _unusable(name: str, problems: list[str]) -> InvalidValue:
     expected = "a convolutional network whose last map [N, C, h, w] has stride 16 or 32"
-    return InvalidValue("--backbone", value, expected, hint=f"what is wrong: {'; '.join(problems)}")
+    return InvalidValue("--backbone", f"{TIMM}{name}", expected, hint=f"what is wrong: {'; '.join(problems)}")
 
 
 def _with_stride_16(name: str) -> tuple[Any, dict[str, Any]]:

@@ -161,6 +161,14 @@ class _GatherRows(torch.autograd.Function):
         return gradient[ctx.share], None
 
 
+def _own_gpu(local: int, gpus: int) -> torch.device:
+    """Of the process of number `local` on a machine that shows it so many. Raises BackendUnavailable."""
+    if local >= gpus > 1:
+        problem = f"process {local} of this machine has no GPU, because the machine has {gpus}"
+        raise BackendUnavailable(problem, hint=f"use --nproc-per-node {gpus}")
+    return torch.device("cuda", local if gpus > 1 else 0)
+
+
 def _check_own_gpus(processes: Processes, gpu: str) -> None:
     """Raises BackendUnavailable in the first process if two processes have the same GPU, by its UUID."""
     gpus = processes.gather(gpu)
@@ -197,11 +205,7 @@ def init_distributed(device: torch.device) -> Iterator[tuple[Processes, torch.de
     if missing := [name for name in TORCHRUN_VARIABLES if name not in os.environ]:
         raise UserError(f"WORLD_SIZE is set without {', '.join(missing)}", hint="start several processes with torchrun")
     if device.type == "cuda":
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus > 1:
-            problem = f"process {local} of this machine has no GPU, because the machine has {gpus}"
-            raise BackendUnavailable(problem, hint=f"use --nproc-per-node {gpus}")
-        device = torch.device("cuda", local if gpus > 1 else 0)
+        device = _own_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
         torch.cuda.set_device(device)
     with _peers():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

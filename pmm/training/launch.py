@@ -26,6 +26,7 @@ from pmm.utils.hardware import nvidia_gpus
 
 if TYPE_CHECKING:
     from pmm.artifacts.init_file import InitFile
+    from pmm.data.samples import ReidDataset
 
 
 def is_first() -> bool:
@@ -64,9 +65,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
         processes.run_on_all(lambda: check_network(resolved))  # before data are drawn
         config, split = processes.run_on_all(lambda: training_data(resolved))
         if not options.bad_images.skip_bad_images:
-            files = [sample.path for sample in (*split.train, *split.query, *split.gallery)]
-            root = Path(config.data.root)
-            processes.run_on_all(lambda: refuse_at_sight(files, root) if processes.main else None)
+            processes.run_on_all(lambda: _check_images(split, config) if processes.main else None)
         with contextlib.ExitStack() as stack:
             stack.callback(set_threads(options.threads))
             stack.callback(set_deterministic(device, config.recipe.deterministic))
@@ -90,6 +89,11 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise CannotWrite("it holds best.pth of a run without last.pth", path=out, hint=hint)
     if resume and not has_run:
         raise InvalidFile("it holds no last.pth to resume from", path=out, hint="start without --resume")
+
+
+def _check_images(split: ReidDataset, config: Config) -> None:
+    """Raises InvalidFile for images that cannot be read, as far as a first look tells."""
+    refuse_at_sight([sample.path for sample in (*split.train, *split.query, *split.gallery)], Path(config.data.root))
 
 
 def _leave(out: Path) -> None:
