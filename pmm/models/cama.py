@@ -23,7 +23,7 @@ ACTIVE = 0.3
 
 
 class BranchedBackbone(Backbone):
-    """A ResNet whose last layer is there several times: images -> a map of each branch, [N, C, h, w] all."""
+    """A ResNet with several copies of its last layer: images -> a map of each branch, all [N, C, h, w]."""
 
     def __init__(self, backbone: ResNetBackbone, branches: int) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class BranchedBackbone(Backbone):
 
 
 class CAMA(ReidModel):
-    """Branches with a classifier each, which a penalty makes attend to cells that the branches before them do not.
+    """Branches with a classifier each; a penalty makes each attend to cells that the branches before it do not.
 
     A branch: its map's average, a BN-neck whose bias stays 0, a classifier without a bias. The embedding is what the
-    necks give, each of length 1, side by side, divided by the square root of their number.
+    necks give, each of norm 1, concatenated and divided by the square root of their number.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -119,7 +119,7 @@ class CAMA(ReidModel):
         return found
 
     def tail(self) -> nn.Module:
-        """The maps -> the branches' vectors of length 1, side by side [N, D]."""
+        """The maps -> the branches' vectors of norm 1, concatenated [N, D]."""
         return _BranchTail(self.necks)
 
     def deployed(self) -> InferenceModel:
@@ -167,7 +167,7 @@ class _Maps(nn.Module):
 
 
 class _BranchTail(nn.Module):
-    """The maps -> the branches' vectors of length 1, side by side."""
+    """The maps -> the branches' vectors of norm 1, concatenated."""
 
     def __init__(self, necks: nn.ModuleList) -> None:
         super().__init__()

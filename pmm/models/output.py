@@ -144,7 +144,7 @@ class EmbeddingModel(nn.Module):
     embedding_dim: int
     """D of its embeddings [N, D]."""
     normalised: bool
-    """Whether they have length 1."""
+    """Whether they have norm 1."""
 
     def merge_branches(self) -> None:
         """Make one layer of parallel ones that only training needs; the network is in eval mode."""
@@ -162,12 +162,12 @@ class ReidModel(EmbeddingModel):
         """Raises InvalidValue for a network that cannot be made for a map of so many cells, of `crops` (as 384x128)."""
 
     def weights_loaded(self, names: Container[str]) -> set[str]:
-        """Called when initial weights of those `names` were loaded; the others are random. Returns the names of those
-        that are copies now."""
+        """Called when initial weights of those `names` were loaded; the others are random. Returns the names of the
+        weights that were filled with copies."""
         return set()
 
     def start_phase(self, name: str) -> None:
-        """Called when the phase of that name begins or goes on, and before a model of that phase is evaluated."""
+        """Called when the phase `name` begins or is resumed, and before a model of that phase is evaluated."""
 
     def evidence(self, images: Tensor) -> list[Evidence]:
         """Each classifier's answer to normalised images [N, 3, H, W], and what it looks at; in eval mode, with

@@ -32,8 +32,8 @@ class PartReduction(nn.Module):
 class PCB(ReidModel):
     """A classifier for each of p stripes of the map, all of the same height; the loss is the sum of p cross-entropies.
 
-    Embedding `g`: the means of the stripes, each of length 1, side by side; `h`: what the parts' reductions make of
-    them before the batch-norm, likewise. The whole is divided by sqrt(p): it has length 1, and ranks as the parts do.
+    Embedding `g`: the means of the stripes, each of norm 1, concatenated; `h`: the same of the outputs of the parts'
+    reductions before the batch-norm. Divided by sqrt(p), the whole has norm 1; its ranking is that of the parts.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -80,7 +80,7 @@ class PCB(ReidModel):
         return self.stripes
 
     def tail(self) -> nn.Module:
-        """Maps [N, C, h, w] -> the parts' vectors of length 1, side by side [N, D]."""
+        """Maps [N, C, h, w] -> the parts' vectors of norm 1, concatenated [N, D]."""
         convs = [cast(PartReduction, reduction).conv for reduction in self.reductions] if self.reduces else []
         return _PartTail(self.pooling(), convs)
 
@@ -127,7 +127,7 @@ class StripeMeans(nn.Module):
 
 
 class _PartTail(nn.Module):
-    """Maps -> parts -> by `convs`, one for all parts, one for each or none -> vectors of length 1, side by side.
+    """Maps -> parts -> by `convs`, one for all parts, one for each or none -> vectors of norm 1, concatenated.
 
     The convolutions see single cells: as products of matrices they give the same, and in 8 bits OpenCV 5.0 computes
     these correctly and convolutions of so few cells wrongly, without a word.

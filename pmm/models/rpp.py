@@ -63,7 +63,7 @@ def pooled_by(shares: Tensor, maps: Tensor) -> Tensor:
 class RPP(PCB):
     """PCB whose stripes become soft parts after a first phase of training: each cell belongs to each part by a share.
 
-    The shares are learnt from the identities alone; that the parts keep their meaning is the work of the stripes.
+    The shares are learnt from the identities alone; the phase with stripes gives the parts their meaning.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""Networks of timm as feature maps: what is asked of them, and what is wrong with those that do not have it.
+"""Networks of timm as feature maps: what they must have, and what is wrong with those that lack it.
 
 Imports timm, which is optional, where it is used.
 """
@@ -114,7 +114,7 @@ def _facts(name: str) -> _Facts:
     except Exception as error:  # some have no feature maps, which timm says in many ways
         raise _unusable(name, [f"timm makes no feature maps of it ({reason_of(error)})"]) from error
     height, width = config.input_size[1:] if config.fixed_input_size else (PROBE, PROBE)
-    problems = [f"it takes images of {height}x{width} alone"] if config.fixed_input_size else []
+    problems = [f"it takes images of {height}x{width} only"] if config.fixed_input_size else []
     products = _Pairwise()
     try:
         with products:
@@ -122,7 +122,7 @@ def _facts(name: str) -> _Facts:
     except Exception as error:
         raise _unusable(name, [*problems, f"it takes no {height}x{width} images ({reason_of(error)})"]) from error
     if products.seen:
-        problems.append(f"it is not convolutional alone ({', '.join(sorted(products.seen))})")
+        problems.append(f"it is not purely convolutional ({', '.join(sorted(products.seen))})")
     channels = net.feature_info.channels()[-1]
     problems += _problems_of_map(maps, channels, height, width)
     if not problems and (idle := _idle(net, maps)):
@@ -156,7 +156,7 @@ def _problems_of_map(maps: Tensor, channels: int, height: int, width: int) -> li
     elif not any(maps.shape[2:] == (height // stride, width // stride) for stride in STRIDES):
         problems.append(f"its last map has {maps.shape[2]}x{maps.shape[3]} cells for {height}x{width} pixels")
     if channels % 4:
-        problems.append(f"its map has {channels} channels, which 4 does not divide")
+        problems.append(f"its map has {channels} channels, not a multiple of 4")
     return problems
 
 

@@ -72,7 +72,7 @@ class Announcer:
         print(f"run: {self._out} ({start}, {how_many(config.recipe.epochs, 'epoch')})", flush=True)
 
     def resume(self, before: RecipeConfig, state: TrainState) -> None:
-        """What `state`, as resumed, does otherwise than its run did so far, by the recipe `before`."""
+        """What changes now that the run, so far trained by the recipe `before`, goes on as `state`."""
         recipe, steps = state.config.recipe, state.scheduler.last_epoch
         if before.amp != recipe.amp:
             names = ("fp32" if amp == "off" else amp for amp in (before.amp, recipe.amp))

@@ -25,7 +25,7 @@ SYNTHETIC_KEYS = ("synthetic_ids", "synthetic_seed")
 def resolve_config(config: Config) -> Config:
     """`config` with the values that depend on the data set filled in, and the data set's name in place of an alias.
 
-    Raises InvalidValue for an unknown data set, ConflictingOptions for one but the synthetic without a root.
+    Raises InvalidValue for an unknown data set, ConflictingOptions for any but the synthetic one without a root.
     """
     data, model = config.data, config.model
     data = dataclasses.replace(data, dataset=dataset_spec(data.dataset).name)

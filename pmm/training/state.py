@@ -51,7 +51,7 @@ class TrainState:
     ema: WeightAverage | None
     """The average of the weights over the steps, if the recipe has one."""
     phase: Phase
-    """Of the training."""
+    """The current one."""
     trainable: frozenset[str]
     """Names of the weights that are trained in some phase."""
 

@@ -106,7 +106,7 @@ class Trainer:
             self._start()
         epochs, best = self.config.recipe.epochs, self.out / BEST
         if self.progress.epochs_done >= epochs:
-            more = f"train on with --extend --epochs N, more than {epochs}, or start another run"
+            more = f"to train on, add --extend and --epochs N above {epochs}, or start another run"
             print(f"{self.out}: the run is finished ({how_many(epochs, 'epoch')}), nothing to do; {more}")
             return best
         done, step = self.progress.epochs_done, self.progress.steps

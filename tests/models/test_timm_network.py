@@ -48,8 +48,8 @@ def test_its_weights_are_timms_own_and_random_numbers_are_drawn_once():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("vit_tiny_patch16_224", ["224x224 alone", "not convolutional alone"]),
-        pytest.param("swin_tiny_patch4_window7_224", ["224x224 alone", "[1, 7, 7, 768]"], marks=pytest.mark.slow),
+        ("vit_tiny_patch16_224", ["224x224 only", "not purely convolutional"]),
+        pytest.param("swin_tiny_patch4_window7_224", ["224x224 only", "[1, 7, 7, 768]"], marks=pytest.mark.slow),
         ("selecsls42b", ["8x8 cells for 512x512 pixels"]),
         pytest.param("rexnet_100", ["185 channels"], marks=pytest.mark.slow),
         pytest.param("hrnet_w18_small", ["66 of its weights"], marks=pytest.mark.slow),
