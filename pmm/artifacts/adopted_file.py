@@ -120,5 +120,5 @@ def dataset_of_adopted(content: dict[str, Any], path: Path) -> tuple[str, str]:
             raise InvalidFile(problem, path=path, hint=HINT)
     data = content["data"]
     if not {"dataset", "root"} <= data.keys():
-        raise InvalidFile("its data are without a data set and its root", path=path, hint=HINT)
+        raise InvalidFile("its data section does not name a data set and its root", path=path, hint=HINT)
     return data["dataset"], data["root"]

@@ -89,7 +89,7 @@ def read_bundle(folder: Path) -> Bundle:
             problem = f"its SHA-256 is {found[:12]}..., not {digest[:12]}... as {SEAL} says: another file, or changed"
             raise InvalidFile(problem, path=file, hint=AGAIN)
     for file in _added(folder, bundle)[:1]:
-        raise InvalidFile(f"it was added: {SEAL} does not name it", path=file, hint="move it out of the folder")
+        raise InvalidFile(f"it was added later: {SEAL} does not list it", path=file, hint="move it out of the folder")
     return bundle
 
 
@@ -100,5 +100,5 @@ def _read_seal(folder: Path) -> Bundle:
     except FileNotFoundError as error:
         raise InvalidFile(f"it holds no {SEAL}", path=folder, expected="a folder of pmm ship") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = f"it is no seal of pmm ship ({type(error).__name__}: {str(error)[:120]})"
+        problem = f"it is not a seal of pmm ship ({type(error).__name__}: {str(error)[:120]})"
         raise InvalidFile(problem, path=path, hint=AGAIN) from error

@@ -73,11 +73,10 @@ def import_checkpoint(
     """
     content = read_torch_file(source, EXPECTED)
     if is_adopted_network(content):
-        raise InvalidFile("an adopted network, nothing to import", path=source, hint=AS_IT_IS)
+        raise InvalidFile("it is an adopted network: there is nothing to import", path=source, hint=AS_IT_IS)
     if is_checkpoint(content):
-        raise InvalidFile(
-            "already a PMM checkpoint, nothing to import", path=source, hint="every command takes it as it is"
-        )
+        problem = "it is already a PMM checkpoint: there is nothing to import"
+        raise InvalidFile(problem, path=source, hint="every command takes it as it is")
     converted = convert(content, source)
     base = preset("paper")
     model = dataclasses.replace(

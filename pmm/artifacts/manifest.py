@@ -68,7 +68,7 @@ class InputContract:
     def check_batch(self, images: int, name: str | Path) -> None:
         """Raises InvalidInput if the file `name`, of a static batch, does not take so many images in one run."""
         if self.batch not in (None, images):
-            problem = f"{images} images for one run; its static batch is {self.batch}"
+            problem = f"it got {images} images for one run, and its static batch is {self.batch}"
             raise InvalidInput(problem, path=name, hint=f"give {self.batch}")
 
     def feed(self, crops: Crops, size: Preprocessing) -> npt.NDArray[Any]:

@@ -49,7 +49,11 @@ def read_native(path: str | Path, contract: type[C]) -> NativeFile[C]:
         )
     native = manifest.native
     if not isinstance(native, contract):
-        raise InvalidFile(f"its manifest describes no {contract.kind}", path=path, hint=contract.rebuild)
+        raise InvalidFile(
+            f"its manifest is of another kind of file, without the section {contract.kind!r}",
+            path=path,
+            hint=contract.rebuild,
+        )
     if contract is PackageContract:
         manifest.check_copy(_copy_inside(path, content), path)
     return NativeFile(path, content, manifest, native)

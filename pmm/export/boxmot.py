@@ -86,13 +86,13 @@ def export_boxmot(
         check_openvino()
     elif folder.exists():
         hint = "give --openvino to write it anew, too, or move it away"
-        raise CannotWrite("it would not go with the new ONNX file", path=folder, hint=hint)
+        raise CannotWrite("it was made of another ONNX file than the new one", path=folder, hint=hint)
     source = open_source(checkpoint)
     options = _options(source, flip_tta)
     if not named:
         check_onnx(file, source, options)
     if of_file.exists() and not file.exists():
-        raise CannotWrite("pmm did not write it", path=of_file, hint=HINT)
+        raise CannotWrite("pmm did not write it, and does not replace it", path=of_file, hint=HINT)
     check_marked(model, source, model.with_suffix(".bin"), *in_folder)
 
     def convert(draft: ArtifactDraft) -> None:

@@ -130,7 +130,7 @@ def _layers(inspector_json: str) -> list[tuple[str, Layer]]:
     try:
         return [_layer(layer) for layer in json.loads(inspector_json)["Layers"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the engine inspector's answer is not understood ({type(error).__name__})") from error
+        raise UserError(f"cannot read the engine inspector's answer ({type(error).__name__})") from error
 
 
 def _layer(layer: Any) -> tuple[str, Layer]:

@@ -115,7 +115,7 @@ def _drop_newer(node: onnx.NodeProto, dropped: Collection[str]) -> None:
 
 def _newer(what: str) -> ConflictingOptions:
     """What the network has, and opset 17 does not."""
-    problem = f"--opset is 17, and the network has {what}, which that does not know"
+    problem = f"--opset is 17, which does not have what the network needs: {what}"
     return ConflictingOptions(problem, "--opset", expected="--opset 18 or newer")
 
 

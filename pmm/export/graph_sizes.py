@@ -30,7 +30,7 @@ def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
     for value in proto.graph.input:
         if value.name not in constants:
             return value
-    raise InvalidFile("a graph without an input", expected="one that takes images")
+    raise InvalidFile("its graph has no input", expected="one that takes images")
 
 
 def image_sizes(proto: onnx.ModelProto, needed: Sequence[str] = ()) -> ImageSizes:

@@ -111,7 +111,7 @@ def _adopted(path: Path) -> ExportSource:
     if not manifest.is_adopted_itself:
         expected = "a checkpoint, or an ONNX file of pmm adopt"
         source = "the adopted file" if manifest.adopted else "its checkpoint"
-        raise InvalidFile("it is an export", path=path, expected=expected, hint=f"give {source}")
+        raise InvalidFile("it is itself an export", path=path, expected=expected, hint=f"give {source}")
     assert manifest.adopted is not None
     return AdoptedOnnxSource(
         path=path,

@@ -144,7 +144,7 @@ def write_model_repository(
         for folder in model.folders:
             _check_place(repository / folder, overwrite)
         if not image_files and os.path.lexists(left := repository / f"{model.name}{ENSEMBLE}"):
-            problem = f"it would chain the images of an earlier export to the new {model.name}"
+            problem = f"it would send the images of an earlier export to the new {model.name}"
             raise CannotWrite(problem, path=left, hint="give --input jpeg to replace it, too, or remove it")
     make_folder(repository)
     return [(_write(model, repository.resolve(), repository / model.name), model) for model in models]
@@ -220,7 +220,7 @@ def _check_unique(folders: Sequence[str]) -> None:
     """Raises ConflictingOptions where a model has the name that another's ensemble, or the first step of it, has."""
     for each, count in Counter(folders).items():
         if count > 1:
-            problem = f"'{each}' would be a model and a part of another's ensemble"
+            problem = f"'{each}' would be the name of a model and of a part of another's ensemble"
             raise ConflictingOptions(problem, "--name", hint="write them one at a time, each with its own --name")
 
 

@@ -160,7 +160,7 @@ def _check_precision(path: Path, precision: str, manifest: Manifest) -> None:
         problem = "quantised for OpenCV, in operators (QLinearConv) that OpenVINO computes wrongly"
         raise InvalidFile(problem, path=path, hint="export it with --target cpu")
     if precision == "int8" and target == "tensorrt" and int8_overflows():
-        problem = "quantised for TensorRT, with weights of 8 bits, whose sums overflow in OpenVINO on CPUs without VNNI"
+        problem = "quantised for TensorRT: the sums of its 8-bit weights overflow in OpenVINO on CPUs without VNNI"
         raise InvalidFile(problem, path=path, hint="export it with --target cpu")
 
 

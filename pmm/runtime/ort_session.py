@@ -155,7 +155,7 @@ def verify_provider(session: Any, device: str, name: str) -> str:
     elsewhere = Counter(provider for provider, operator in nodes if provider != wanted and operator in _PRODUCTS)
     if elsewhere:
         where = ", ".join(f"{count} on {provider}" for provider, count in elsewhere.items())
-        raise UserError(f"convolutions or matrix products run elsewhere: {where}", path=name, expected=wanted)
+        raise UserError(f"convolutions or matrix products run on another provider: {where}", path=name, expected=wanted)
     return f"{wanted} ({sum(provider == wanted for provider, _ in nodes)} of {len(nodes)} operators)"
 
 

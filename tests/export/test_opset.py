@@ -120,7 +120,7 @@ def test_what_an_opset_cannot_hold_is_one_line_with_the_least_that_can(options, 
     ("options", "name", "expected"),
     [
         (lambda: ExportOptions(precision="fp8"), "precision", "fp32, fp16, bf16 or int8"),
-        (lambda: ExportOptions(precision="int8", target="gpu"), "target", "tensorrt or cpu"),
+        (lambda: ExportOptions(precision="int8", target="gpu"), "target", "tensorrt, cpu or opencv"),
         (lambda: EngineOptions(flavor="trt"), "flavor", "auto, tensorrt or rtx"),
         (lambda: EngineOptions(batch=(1, 8, 64)), "batch", "((1, 8, 64),)"),
         (lambda: EngineOptions(batch=((1, 8),)), "batch", "((1, 8, 64),)"),
