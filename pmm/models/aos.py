@@ -14,7 +14,7 @@ from pmm.models.pcb import small_classifier
 
 
 class AOS(ReidModel):
-    """A backbone, its average and a classifier behind a dropout; the embedding is the average, of length 1.
+    """A backbone, its average and a classifier behind a dropout; the embedding is the average, with norm 1.
 
     With `config.neck` "bn", which the paper has not, a BN-neck follows the average. A network that begins with random
     weights needs it: the averages of all crops are nearly the same at first.

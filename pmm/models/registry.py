@@ -32,13 +32,13 @@ class Method:
     triplet: bool = True
     """Whether a triplet loss is among its losses, which needs several images of an identity in a batch."""
     phases: Callable[[Config], tuple[Phase, ...]] = single_phase
-    """Of its training."""
+    """The phases of its training."""
     starts_from: tuple[str, ...] = ()
     """Methods of the checkpoints that it can start from (default: all)."""
     head: str = "stage"
     """What each of its classifiers is called."""
     note: str = ""
-    """What its results are to be printed with."""
+    """Printed with its results."""
 
     @property
     def ranks_blocks(self) -> bool:
@@ -121,8 +121,8 @@ def check_method_flags(config: Config, flags: Iterable[str]) -> None:
             hint = f"leave it out, or use --method {' or '.join(users)}"
             raise ConflictingOptions(problem, flag, "--method", hint=hint)
     if method.triplet and config.recipe.sampler != "pk":
-        problem = f"--sampler {config.recipe.sampler} has no several images of an identity in a batch, which the "
-        problem += f"triplet loss of --method {config.model.method} needs"
+        problem = f"--sampler {config.recipe.sampler} does not put several images of each identity into a batch, which "
+        problem += f"the triplet loss of --method {config.model.method} needs"
         raise ConflictingOptions(problem, "--sampler", "--method", hint="leave it out")
     phases_of(config)
 
