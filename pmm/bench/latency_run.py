@@ -45,8 +45,8 @@ class LatencyRun:
         self._resume_store, self._samples, self._bar = resume_store, samples, bar
         self._budget = request.options.plan.budget
 
-    def measure(self) -> dict[str, float]:
-        """Time all; returns the rate of the GPU's matrix product per precision, TFLOP/s, empty without a GPU."""
+    def measure(self) -> None:
+        """Time all of them."""
         for batch in self._request.batches:
             names = self._results.running
             files = {name: str(self._results[name].artifact_sha256) for name in names}
@@ -59,7 +59,25 @@ class LatencyRun:
         for candidate in self._request.candidates:
             if candidate.name in self._results.running and self._results[candidate.name].tracker is None:
                 self._results.guarded(candidate.name, partial(self._measure_tracker_load, candidate))
-        return self._matrix_rate()
+
+    def matrix_rate(self) -> dict[str, float]:
+        """Rate of the GPU's matrix product per precision, TFLOP/s; empty if the reference runs on a CPU.
+
+        Ends all workers but the reference's: the rate is measured on a GPU that is free.
+        """
+        reference, rates = self._request.reference, dict[str, float]()
+        for candidate in self._request.candidates:
+            if candidate != reference:
+                self._workers.end(candidate.name)
+
+        def measure() -> None:
+            self._evaluator.open(reference)
+            device = reference.device_name if reference.gpu else "cuda:0"
+            rates.update(self._workers[reference.name].call("matrix_rate", device=device))
+
+        if reference.device == "cuda":
+            self._results.guarded(reference.name, measure)
+        return rates
 
     def _time_batch(self, names: Sequence[str], batch: int) -> dict[str, Timing]:
         """All of `names` at one batch size, side by side."""
@@ -115,22 +133,6 @@ class LatencyRun:
             self._results.add_untimed(name, "the tracker load", error)
             return
         self._results.store(name)
-
-    def _matrix_rate(self) -> dict[str, float]:
-        """Ends all workers but the reference's: the rate is measured on a GPU that is free."""
-        reference, rates = self._request.reference, dict[str, float]()
-        for candidate in self._request.candidates:
-            if candidate != reference:
-                self._workers.end(candidate.name)
-
-        def measure() -> None:
-            self._evaluator.open(reference)
-            device = reference.device_name if reference.gpu else "cuda:0"
-            rates.update(self._workers[reference.name].call("matrix_rate", device=device))
-
-        if reference.device == "cuda":
-            self._results.guarded(reference.name, measure)
-        return rates
 
     def _paths(self, count: int) -> list[Path]:
         """Paths of `count` crops, from the first again if there are fewer."""

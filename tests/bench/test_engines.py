@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,7 +13,9 @@ from pmm.artifacts.artifact import SELFTEST_SUFFIXES, manifest_path, read_manife
 from pmm.artifacts.onnx_file import read_onnx
 from pmm.bench import artifacts, candidates
 from pmm.bench.artifacts import profiles_for
-from pmm.bench.harness import Bench
+from pmm.bench.latency import LatencyPlan
+from pmm.bench.latency_run import LatencyRun
+from pmm.bench.run_results import RunResults
 from pmm.bench.schema import read_report
 from pmm.bench.worker import WorkerSession
 from pmm.export import trt
@@ -229,10 +232,9 @@ def test_a_gpu_by_its_number_is_the_one_that_is_built_for_and_opened(machine, sh
 def test_the_rate_of_matrix_products_is_that_gpus(machine):
     machine(NEWEST)
     for device, asked in (("cuda:1", "cuda:1"), ("cuda", "cuda:0")):
-        run = Bench.__new__(Bench)
         reference, *_ = candidates.export_candidates(["torch"], ["fp32"], device=device)
-        run.request = SimpleNamespace(reference=reference)
-        run._evaluator = SimpleNamespace(open=lambda candidate: None)
-        run._workers = {reference.name: SimpleNamespace(call=lambda method, **words: words)}
-        run._measure_matrix_rate()
-        assert run._matrix == {"device": asked}
+        options = SimpleNamespace(plan=LatencyPlan())
+        request = SimpleNamespace(reference=reference, candidates=[reference], options=options)
+        workers = {reference.name: SimpleNamespace(call=lambda method, **words: words)}
+        run = LatencyRun(request, workers, Mock(), RunResults(workers, Mock(), print), Mock(), (), Mock())
+        assert run.matrix_rate() == {"device": asked}
