@@ -13,6 +13,7 @@ from pmm.artifacts.artifact import manifest_path, read_manifest
 from pmm.artifacts.batch_profiles import BatchProfile, BatchProfiles
 from pmm.artifacts.manifest import EmbeddingContract, InputContract, Manifest
 from pmm.artifacts.native_contracts import EngineContract
+from pmm.artifacts.onnx_content import graph_digest
 from pmm.data.preprocessing import Preprocessing
 from pmm.export import triton as module
 from pmm.export.triton import write_model_repository
@@ -68,7 +69,8 @@ def make_onnx(path: Path, kind="uint8", *, beside=True, inside=False, **changes)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     if inside:
         entry = proto.metadata_props.add()
-        entry.key, entry.value = "pmm_manifest", manifest.to_json()
+        of_graph = dataclasses.replace(manifest, graph=graph_digest(proto))
+        entry.key, entry.value = "pmm_manifest", of_graph.to_json()
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
     if beside:
