@@ -32,7 +32,7 @@ from pmm.training.state import learning_rate
 from tests.conftest import run_here
 
 PIDS = torch.tensor([0, 0, 1, 1, 3, 3])
-WITH_HEADS = [name for name, method in METHODS.items() if "neck" in method.config_keys]
+WITH_HEADS = [name for name, method in METHODS.items() if "metric" in method.config_keys]
 
 
 def model_of(method="pmm", name="tiny-strong", **model):
