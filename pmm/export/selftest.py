@@ -47,8 +47,8 @@ def checkpoint_vectors(
 
 
 def onnx_vectors(file: OnnxFile) -> SelftestVectors | None:
-    """The vectors beside an ONNX file of this package, else those that ONNX Runtime computes from the file. None, with a
-    warning, if it cannot run the file."""
+    """The vectors beside an ONNX file of this package, else those that ONNX Runtime computes from the file. None, with
+    a warning, if it cannot run the file."""
     import onnxruntime
 
     try:
