@@ -1,6 +1,7 @@
 """The commands of the README and of the pages that build on it, as tests run them."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,21 @@ def is_too_large(command: str) -> bool:
     return re.search("--preset (paper|strong)|timm:", command) is not None
 
 
-def on_fixtures(command: str, people: Path) -> str:
-    """With the synthetic `people` for a user's data, and the run of the commands before for the one on it."""
+def on_fixtures(command: str, people: Path, scratch: Path) -> str:
+    """With the synthetic `people` for a user's data, and the run of the commands before for the one on it; what is made
+    for that comes into the folder `scratch`."""
+    if "/path/to/crops" in command:
+        command = command.replace("/path/to/crops", str(_by_identity(people, scratch / "crops")))
     command = re.sub(r"runs/market(?=[/ ]|$)", "runs/first", command.replace("/path/to/market1501", str(people)))
     return command.replace("/path/to/person.jpg", str(next((people / "query").iterdir())))
+
+
+def _by_identity(people: Path, out: Path) -> Path:
+    """The same people as one folder per identity, in train and test, in the folder `out`."""
+    for part, name in (("bounding_box_train", "train"), ("query", "test"), ("bounding_box_test", "test")):
+        for crop in (people / part).glob("*.jpg"):
+            pid, camera, *_ = crop.name.split("_")
+            if int(pid) > 0:
+                (out / name / pid).mkdir(parents=True, exist_ok=True)
+                shutil.copy(crop, out / name / pid / f"{camera[:2]}_{part}_{crop.name}")
+    return out

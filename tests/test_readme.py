@@ -82,7 +82,7 @@ def test_every_other_command_runs_as_it_stands(tmp_path, people):
         if is_too_large(command):
             parse(shlex.split(re.split(r"pmm[. ]train", command, maxsplit=1)[1]))
             continue
-        command = on_fixtures(command, people)
+        command = on_fixtures(command, people, tmp_path)
         if ran:
             program, *words = shlex.split(command)
             assert program in ("python", "pmm")

@@ -44,7 +44,10 @@ NO_CAMERAS = (
 NO_TRAIN = "there is no train folder, so nothing to train on"
 DRAWN = "query and gallery are drawn from {}: the first crop of each {} is query"
 ONE_PART = "{} is one part of the data set in {}"
-SHARED = "train and test have the same identities and crops: figures say nothing about new identities"
+SHARED = (
+    "train and test have the same identities and crops, so figures say nothing about new identities: move some "
+    "identity folders into train/ and the others into test/"
+)
 IDENTITIES = "identities are the folders {}"
 BESIDE = "{} beside {} is left out: no part of the data set"
 PART_BELOW = "part of a data set below an identity"

@@ -102,7 +102,7 @@ def test_every_command_of_the_readme_works_from_the_wheel(environment, people, t
         elif re.match(LONG, command):
             long.append(command)
         else:
-            shown.append(shlex.split(on_fixtures(command, people).replace("after/", "runs/first/report/")))
+            shown.append(shlex.split(on_fixtures(command, people, tmp_path).replace("after/", "runs/first/report/")))
     bench = next(place for place, words in enumerate(shown) if words[:2] == ["pmm", "compare"])
     shown.insert(bench, ["pmm", "bench", "--backends", "ort-cpu", "--precisions", "fp32"])
     assert {words[0] for words in shown} == {"pmm", "python"}
