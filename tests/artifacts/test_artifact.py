@@ -9,7 +9,6 @@ from pmm.artifacts.artifact import (
     manifest_path,
     new_artifact,
     read_manifest,
-    reusable,
     selftest_paths,
     write_thresholds,
 )
@@ -49,16 +48,6 @@ def test_a_draft_can_be_opened_under_the_name_it_will_have(tmp_path):
     with refuses(InvalidFile, problem=f"broken {out}", path=out, hint=f"remove {out}"):
         open_and_fail()
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_is_used_again_while_it_is_whole_and_fits(written):
-    assert reusable(written.path, lambda manifest: manifest == written.manifest) == written
-    assert reusable(written.path, lambda manifest: False) is None
-    assert reusable(written.path.with_name("none.onnx"), lambda manifest: True) is None
-    written.path.write_bytes(b"damaged")
-    assert reusable(written.path, lambda manifest: True) is None
-    manifest_path(written.path).unlink()
-    assert reusable(written.path, lambda manifest: True) is None
 
 
 def test_thresholds_take_the_place_of_earlier_ones_of_their_precision(written):

@@ -56,6 +56,8 @@ def test_a_whole_file_that_is_what_would_be_made(path):
     path.write_bytes(path.read_bytes() + b"damaged")
     assert not used(path)
     assert not used(path.with_name("missing.onnx"))
+    manifest_path(path).unlink()
+    assert not used(path)
 
 
 def test_an_unverified_file_only_where_nobody_asks_for_a_parity_check(path):

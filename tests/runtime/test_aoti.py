@@ -154,7 +154,7 @@ def test_a_changed_byte_is_refused_before_anything_is_loaded(copy, unloaded):
 
 def test_a_package_without_its_manifest_is_refused(copy, unloaded):
     edit(copy, package=None)
-    with refuses(InvalidFile, "manifest", "no package", path=copy):
+    with refuses(InvalidFile, "manifest", "without the section 'package'", path=copy):
         open_runner(copy)
     manifest_path(copy).unlink()
     with refuses(InvalidFile, "model.pt2.json", "executable code", path=copy):

@@ -883,7 +883,7 @@ def test_an_engine_without_manifest(machine):
 def test_an_engine_with_another_files_manifest(machine):
     manifest = machine.write()
     manifest_path(machine.path).write_text(dataclasses.replace(manifest, engine=None).to_json())
-    machine.refused(InvalidFile, "manifest", "no engine")
+    machine.refused(InvalidFile, "manifest", "without the section 'engine'")
 
 
 def test_a_changed_engine(machine):

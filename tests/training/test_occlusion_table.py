@@ -48,7 +48,7 @@ class Stub(Backbone):
 def occluded_model(rectangle, slope=1.0):
     """Of two classes; what it is certain of grows with what it sees."""
     base = preset("tiny", "aos")
-    model = build_model(dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=2)))
+    model = build_model(dataclasses.replace(base, model=dataclasses.replace(base.model, num_classes=2, neck="none")))
     model.backbone, model.classifier = Stub(rectangle), nn.Linear(1, 2)
     model.classifier.weight = nn.Parameter(torch.tensor([[slope], [0.0]]))
     nn.init.zeros_(model.classifier.bias)
@@ -167,7 +167,7 @@ def test_it_has_every_image_as_it_is_and_mirrored(whole, first, config, samples,
                 hidden = torch.from_numpy(image).clone()
                 hidden[..., top:bottom, left:right] = 0
                 with torch.no_grad():
-                    logits = model.classifier(model.backbone(hidden).mean((2, 3))).double()
+                    logits = model.classifier(model.average(model.backbone(hidden))).double()
                 found.append(logits.log_softmax(1)[0, classes.index(sample.pid)].item())
             kept = [table.whole[row, int(mirrored)], *table.behind[row, int(mirrored)].ravel()]
             assert kept == pytest.approx(found, rel=1e-3, abs=1e-5)

@@ -33,7 +33,8 @@ def fed(model, maps):
         parts = zip(model.classifiers, model.necks, maps, strict=True)
         return [classifier(neck(a.mean((2, 3)))) for classifier, neck, a in parts]
     if hasattr(model, "classifier"):
-        return [model.classifier(maps[0].mean((2, 3)))]
+        _, *neck = model.average
+        return [model.classifier(nn.Sequential(*neck)(maps[0].mean((2, 3))))]
     logits = []
     for part, (classifier, a) in enumerate(zip(model.classifiers, maps, strict=True)):
         if hasattr(model, "part_classifier"):
