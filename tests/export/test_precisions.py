@@ -125,7 +125,7 @@ def test_networks_are_those_of_all_methods():
 
     found = {method: network(method) for method in METHODS}
     assert found[NETWORKS[0]] != found[NETWORKS[1]]
-    staged = {method for method in METHODS if "neck" in METHODS[method].config_keys}
+    staged = {method for method in METHODS if METHODS[method].triplet}
     assert {found[method] for method in staged} == {found[method] for method in NETWORKS}
     others = METHODS.keys() - staged
     assert len({found[method] for method in (*NETWORKS, *others)}) == len(NETWORKS) + len(others)

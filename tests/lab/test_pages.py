@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.lab.pages.benchmarks import TABLES, benchmarks_page
+from bench.lab.pages.benchmarks import DEMO, TABLES, benchmarks_page
 from bench.lab.pages.cli import cli_page
 from bench.lab.pages.errors import errors_page, messages
 from pmm.__main__ import COMMANDS
@@ -44,7 +44,7 @@ def test_each_table_is_of_a_result_and_names_its_machine(title, name):
 
 
 def test_what_is_timed_was_proved_first():
-    assert result("2026-11-23-amd-epyc-2-cores-bench-demo")["gates"]["failures"] == []
+    assert result(DEMO)["gates"]["failures"] == []
     assert result("2026-11-22-amd-epyc-2-cores-ops-n32-fp32")["equal"]
     assert result("2026-11-30-intel-xeon-2-cores-saving")["equal"]
     trained, random = result("2026-11-28-amd-epyc-2-cores-ranking")["market"]["settings"]

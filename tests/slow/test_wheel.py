@@ -104,7 +104,7 @@ def test_every_command_of_the_readme_works_from_the_wheel(environment, people, t
         else:
             shown.append(shlex.split(on_fixtures(command, people, tmp_path).replace("after/", "runs/first/report/")))
     bench = next(place for place, words in enumerate(shown) if words[:2] == ["pmm", "compare"])
-    shown.insert(bench, ["pmm", "bench", "--backends", "ort-cpu", "--precisions", "fp32"])
+    shown.insert(bench, ["pmm", "bench", "runs/first/best.pth", "--backends", "ort-cpu", "--precisions", "fp32"])
     assert {words[0] for words in shown} == {"pmm", "python"}
     assert len(shown) + len(tried) + len(long) >= 20
 
