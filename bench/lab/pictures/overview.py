@@ -21,7 +21,7 @@ CROP = (64, 128)
 """Width and height of a crop in the picture."""
 ROW = 34
 """Height of a backend's line."""
-BATCH = 8
+BATCH = 1
 """Images per call of the speedups."""
 
 STYLE = """
