@@ -164,11 +164,13 @@ lint: setup
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 
-# The pages of commands, errors and results are made first, from the code and from bench/results.
+# The pages of commands, errors and results are made first, from the code and from bench/results. What docstrings are
+# warned of (by griffe) is an error, too.
 docs: setup
 	$(PIP) -e ".[docs]" --no-build-isolation
 	$(PYTHON) -m bench.lab.pages
-	NO_COLOR=1 $(VENV)/bin/zensical build --clean --strict
+	@mkdir -p build && { NO_COLOR=1 $(VENV)/bin/zensical build --clean --strict; echo $$? >build/docs.status; } 2>&1 | tee build/docs.log
+	@[ "$$(cat build/docs.status)" = 0 ] && ! grep -q '^griffe:' build/docs.log
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,15 +51,19 @@ def adopt(
     Args:
         module: float32 images [N, 3, H, W] -> embeddings [N, D]; used in eval mode, in fp32 on the CPU.
         out: file to write.
-        height, width: size of its images in pixels.
-        mean, std: what they are normalised by, in its order of channels and after `scale`; None: ImageNet's.
+        height: of its images, in pixels.
+        width: of its images, in pixels.
+        mean: what is taken from its images, in its order of channels and after `scale`; None: ImageNet's.
+        std: what they are then divided by; None: ImageNet's.
         colour: order of the channels that it takes.
         scale: what pixels are multiplied by before `mean` and `std`.
-        interpolation, antialias: how crops are resized: as PIL does with antialias, as OpenCV without.
+        interpolation: how crops are resized.
+        antialias: as PIL does, or as OpenCV, without.
         padding: keep the ratio of a crop's sides and fill the rest with this colour; None: crops are stretched.
         output: name or index of the embeddings among several outputs.
         metric: how embeddings are compared; with cosine they are given norm 1, auto takes them as they are.
-        dataset, root: data set to judge it on where a later command is not told one.
+        dataset: data set to judge it on where a later command is not told one.
+        root: folder of that data set.
 
     Returns:
         The network in the file, which gives the bits of `module`.

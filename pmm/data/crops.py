@@ -87,8 +87,9 @@ def load_crops(
         crops: a path, an array or a PIL image, or a list of them in any mix. Arrays are RGB: uint8 [h, w, 3], grey
             [h, w] or [h, w, 1], or RGBA [h, w, 4], whose alpha is dropped, as in files. They may have any strides, and
             be read-only. An array [N, h, w, C] is N crops. Colours of OpenCV are swapped by `pmm.crop_boxes`.
-        height, width: `runner.preprocessing` instead of both; or pixels, to which crops are stretched by PIL's bilinear
-            resize; or neither.
+        height: pixels, to which crops are stretched by PIL's bilinear resize; or `runner.preprocessing`, without a
+            `width`; None: crops keep their sizes.
+        width: pixels, beside a height in pixels.
         threads: that read and resize (default: one for each core this process may use).
         float_range: what white is in float arrays, 1 or 255. There is no default: a guess would be wrong in silence.
 

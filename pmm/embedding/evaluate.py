@@ -77,7 +77,8 @@ def evaluate(
         flip_test: use the mean of the embeddings of each crop and of its mirror image.
         skip_bad_images: leave out images that cannot be read, instead of raising.
         memory_limit: bytes that ranking may use besides the embeddings.
-        backend, device: as `pmm.open_runner`; of an open runner, its own.
+        backend: as `pmm.open_runner`; an open runner has its own.
+        device: as `pmm.open_runner`; an open runner has its own.
         batch_size: images per call of the runner.
         threads: CPU threads of the backend and of the ranking (0: their defaults).
 

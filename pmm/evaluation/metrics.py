@@ -71,8 +71,12 @@ def evaluate_ranking(
     `pmm.evaluation.distances`.
 
     Args:
-        query, gallery: embeddings [Q, D] and [G, D], numpy or torch.
-        query_pids, gallery_pids, query_camids, gallery_camids: [Q] or [G] integers.
+        query: embeddings [Q, D], numpy or torch.
+        gallery: embeddings [G, D], numpy or torch.
+        query_pids: identities [Q], integers.
+        gallery_pids: identities [G].
+        query_camids: cameras [Q], integers.
+        gallery_camids: cameras [G].
         metric: "euclidean" or "cosine".
         ap: "standard": AP = (1/R) sum_i i/r_i over the whole list, with r_1 < ... < r_R the ranks of the R relevant
             items. "trapezoid" (Market-1501's Matlab code): the mean of precision before and after each hit.

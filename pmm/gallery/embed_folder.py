@@ -62,7 +62,9 @@ def embed(
         store: precision in which embeddings are stored (default: fp32, or that of the gallery to add to).
         skip_bad_images: leave out images that cannot be read; one line (logger "pmm") counts them.
         prune: remove crops of `folder` whose file is gone or can no longer be read.
-        backend, device, threads: as `pmm.open_runner`.
+        backend: as `pmm.open_runner`.
+        device: as `pmm.open_runner`.
+        threads: as `pmm.open_runner`.
         batch_size: images per call of the runner.
 
     Raises:

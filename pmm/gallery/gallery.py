@@ -63,7 +63,8 @@ class Gallery(GalleryReader):
             embeddings: numbers [N, D]; N may be 0.
             ids: texts or whole numbers [N], all different.
             metric: how embeddings are compared (default: as `source` says, else euclidean).
-            source, model: what made the embeddings, or the file that did; at most one of them.
+            source: what made the embeddings.
+            model: the file that made them, in place of `source`.
             columns: name -> texts, whole numbers or floats [N]. Filters and pictures use `camera`, `time` (seconds)
                 and `path`.
             precision: how embeddings are stored; distances are exact for the stored values.

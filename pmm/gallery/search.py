@@ -43,7 +43,8 @@ def search(
         k: how many crops per query, or all if there are fewer.
         where: which rows to search.
         not_camera: a camera, or one per query, whose crops are left out.
-        backend, device: as `pmm.open_runner`.
+        backend: as `pmm.open_runner`.
+        device: as `pmm.open_runner`.
 
     Returns:
         Ids and distances: [K] each for one image, [Q, K] for several.

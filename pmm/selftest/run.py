@@ -39,7 +39,10 @@ def run_selftest(
 
     Args:
         artifact: an exported file, its selftest beside it.
-        backend, device, threads, precision: as `pmm.open_runner` takes them.
+        backend: as `pmm.open_runner` takes it.
+        device: as `pmm.open_runner`.
+        threads: as `pmm.open_runner`.
+        precision: as `pmm.open_runner`.
 
     Raises:
         InvalidFile: no selftest, or one of another file; and as `pmm.open_runner`.

@@ -82,8 +82,10 @@ class ConflictingOptions(UserError):
     """Options that cannot be together, or one that would change nothing here.
 
     Args:
-        problem, expected, hint: texts in which `{name}` stands for the option `name`.
+        problem: text in which `{name}` stands for the option `name`.
         options: the options that it is about: flags (`--tf32`) or fields (`batch_size`).
+        expected: as `problem`.
+        hint: as `problem`.
 
     Examples:
         >>> error = ConflictingOptions("{extend} needs {resume}", "extend", "resume")

@@ -207,8 +207,8 @@ TABLES: tuple[tuple[str, str, str, Callable[[Report], list[str]]], ...] = (
         "The demo, every backend",
         DEMO,
         "What `make demo` trains: 1,200 queries against 3,000 gallery crops of 200 identities that it never saw. All "
-        "pass the gates. Two shared virtual cores and calls of a millisecond: the bench flags each latency at batch 8 as "
-        "noisy; speedups, paired over rounds, are steadier than medians.",
+        "pass the gates. Two shared virtual cores and calls of a millisecond: the bench flags each latency at batch 8 "
+        "as noisy; speedups, paired over rounds, are steadier than medians.",
         _backends,
     ),
     (
