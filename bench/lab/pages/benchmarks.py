@@ -226,9 +226,9 @@ TABLES: tuple[tuple[str, str, str, Callable[[Report], list[str]]], ...] = (
     ),
     (
         "The methods on the same people",
-        "2026-11-27-amd-epyc-2-cores-ablation",
-        "Preset `tiny`, 60 epochs (`pmm ablation`). Small networks, short runs and drawn people: the papers' gains are "
-        "on real ones.",
+        "2026-12-01-amd-epyc-2-cores-ablation",
+        "Preset `tiny`, 60 epochs, of `aos` 60 for each of its two networks (`pmm ablation`). Small networks, short "
+        "runs and drawn people: the papers' gains are on real ones.",
         _ablation,
     ),
     (
