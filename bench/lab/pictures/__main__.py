@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from PIL import Image
 
 from bench.lab.pictures.overview import CROP, overview
@@ -88,8 +87,7 @@ def _overview(subject: Subject, report: Path, seed: int) -> str:
     size, model = subject.runner.preprocessing, subject.runner.model
     crops = load_crops([sample.path for sample in samples], size)
     stages = stage_cams(model, to_model(model, crops[-1:], size))
-    with torch.no_grad():
-        (embedding,) = subject.runner(crops[-1:])
+    (embedding,) = subject.runner(crops[-1:])
     heats = [heated(crops[-1], stage.cam[0], stage.stride, CROP) for stage in stages]
     return overview([resized(crop, CROP) for crop in crops], heats, embedding, read_report(report))
 

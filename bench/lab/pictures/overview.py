@@ -120,14 +120,13 @@ def _verdicts(report: BenchReport, results: Sequence[Result], top: int) -> list[
         width = round(240 * (ratio.value if ratio else 1) / max(largest, 1))
         failed = failed_gates(report, result)
         if result is reference_of(report):
-            change, said, kind = "reference", "", "faint end"
+            parts.append(_text(384, line, "reference", "faint end"))
         else:
-            change, kind = points(result.map_delta), "bad end" if failed else "good end"
+            parts.append(_text(384, line, points(result.map_delta), "end"))
             said = f"fails {', '.join(failed)}" if failed else "passes all"
-        parts.append(_text(384, line, change, "faint end" if result is reference_of(report) else "end"))
+            parts.append(_text(876, line, said, "bad end" if failed else "good end"))
         parts.append(f'<rect class="good" x="412" y="{line - 13}" width="{width}" height="13" rx="3"/>')
         parts.append(_text(420 + width, line, times(ratio.value) if ratio else "1x"))
-        parts.append(_text(876, line, said, kind))
     return parts
 
 
