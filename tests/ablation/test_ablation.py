@@ -30,7 +30,7 @@ from pmm.presets import preset
 from pmm.training.flags import parse
 from pmm.utils import hardware
 from pmm.utils.errors import BackendUnavailable, ConflictingOptions, InvalidValue, UsageError
-from pmm.utils.files import claimed
+from pmm.utils.files import claimed, make_folder
 from pmm.utils.hardware import Gpu
 from tests.ablation.planted_runs import RunHere
 from tests.conftest import ROOT, assert_one_line_error, run_here
@@ -515,6 +515,9 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     machine = {"gpus": [], "cpu": "AMD EPYC", "cores": 2}
     monkeypatch.setattr(reporting, "describe_environment", lambda: machine)
     monkeypatch.delenv("PMM_FAST", raising=False)
+    clone, elsewhere = make_folder(tmp_path / "clone"), make_folder(tmp_path / "elsewhere")
+    make_folder(clone / "bench" / "results")
+    monkeypatch.chdir(clone)
 
     def name(**options):
         found = reporting.default_out(Ablation(AblationOptions(**{"methods": "pmm,bdb", **options})))
@@ -527,16 +530,14 @@ def test_the_default_file_is_named_after_day_machine_and_what_is_compared(monkey
     machine["gpus"] = ["NVIDIA H200"]
     assert name(preset="paper") == "nvidia-h200-ablation-paper.json"
     assert name(dataset="market1501", root="/data") == "nvidia-h200-ablation-market1501.json"
-    with monkeypatch.context() as elsewhere:
-        elsewhere.chdir(tmp_path)
-        assert reporting.default_out(Ablation(AblationOptions(runs=Path("runs")))).parent == Path("runs")
-    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
     first = reporting.default_out(Ablation(AblationOptions(methods="pmm,bdb", seeds=2)))
     first.write_text(json.dumps({"rows": [{"name": "pmm"}, {"name": "bdb"}], "seeds": [0, 1]}))
     more = reporting.default_out(Ablation(AblationOptions(methods="pmm,bdb,baseline", seeds=3)))
     assert more == first  # which goes on from it
     for other in ({"methods": "pmm,cutmix", "seeds": 2}, {"methods": "pmm,bdb", "seeds": 1}):
         assert reporting.default_out(Ablation(AblationOptions(**other))).name == f"{first.stem}-2.json"
+    monkeypatch.chdir(elsewhere)
+    assert reporting.default_out(Ablation(AblationOptions(runs=Path("runs")))).parent == Path("runs")
     monkeypatch.setenv("PMM_FAST", "1")
     fast = Ablation(AblationOptions(methods="pmm", runs=tmp_path))
     assert reporting.default_out(fast) == tmp_path / "ablation.json"
