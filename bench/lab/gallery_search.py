@@ -32,9 +32,9 @@ from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import median_ratio, stability_flags
 from pmm.config import fast_mode
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
-from pmm.exact_search.kernel import library
 from pmm.exact_search.searcher import ExactSearcher
 from pmm.utils import command_line
 from pmm.utils.arguments import Arg
@@ -42,6 +42,7 @@ from pmm.utils.arrays import Doubles, Ints, Singles
 from pmm.utils.environment import report_header
 from pmm.utils.errors import ConflictingOptions
 from pmm.utils.files import output_file, write_file
+from pmm.utils.search_library import library
 
 SCHEMA = "pmm-gallery-search-bench-1"
 EARLIER, NUMPY, KERNEL = "matrix product, before", "short codes, numpy", "short codes, compiled"

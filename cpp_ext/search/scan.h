@@ -8,12 +8,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include <utility>
-
 #include "search.h"
-
-#define PMM_INLINE inline __attribute__((always_inline))
-#define PMM_EACH(i) [&](auto i) __attribute__((always_inline))
+#include "unroll.h"
 
 namespace pmm::search {
 namespace {
@@ -28,16 +24,6 @@ using Ints = int32_t __attribute__((vector_size(kLine)));
 // its square are wrong by 3 u of it: where it is above 2.1 S the row is found anyhow, else 6.3 u S. So 17.3 u S, and
 // what is of order u^2; 32 u = 2^-19 covers it.
 constexpr float kShrink = 1.0f - 0x1p-19f;
-
-// body(0), body(1), ... as constants from the start, so that arrays which they index become registers.
-template <class Body, int... i>
-PMM_INLINE void each(std::integer_sequence<int, i...>, Body body) {
-  (body(std::integral_constant<int, i>()), ...);
-}
-template <int Count, class Body>
-PMM_INLINE void each(Body body) {
-  each(std::make_integer_sequence<int, Count>(), body);
-}
 
 PMM_INLINE uint32_t lanes_before(int64_t lane) { return lane < 0 ? 0 : lane < kRows ? (1u << lane) - 1 : 0xffff; }
 

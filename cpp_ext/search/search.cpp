@@ -1,4 +1,4 @@
-// What ctypes calls: rows into blocks, and the scan on the instruction set that is asked for.
+// What ctypes calls: rows into blocks, and the scan and the ranks on the instruction set that is asked for.
 #include "search.h"
 
 #include <cstring>
@@ -11,21 +11,22 @@ namespace {
 struct Path {
   const char* name;
   int64_t (*scan)(const Scan&);
+  const Ranking* ranking;  // nullptr: numpy is as fast
   bool (*runs)();
 };
 
 // The best first.
 const Path kPaths[] = {
 #if defined(__x86_64__)
-    {"AVX-512 VNNI", scan_avx512,
+    {"AVX-512 VNNI", scan_avx512, &kRankingAvx512,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("avx512vnni");
      }},
-    {"AVX2", scan_avx2, [] { return bool(__builtin_cpu_supports("avx2")); }},
+    {"AVX2", scan_avx2, &kRankingAvx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {"plain C++", scan_plain, [] { return true; }},
+    {"plain C++", scan_plain, nullptr, [] { return true; }},
 };
 
 float* terms_of(uint8_t* block, int64_t groups) { return reinterpret_cast<float*>(block + kLine * groups); }
@@ -73,6 +74,24 @@ PMM_API void pmm_search_take(const uint8_t* blocks, int64_t groups, const int64_
     for (int64_t word = 0; word < groups + kTerms; ++word)  // a term is as wide as a group of codes
       std::memcpy(to + word * kLine, from + word * kLine, kGroup);
   }
+}
+
+// Whether there are the following for it.
+PMM_API bool pmm_search_ranks(int32_t path) { return kPaths[path].ranking; }
+
+PMM_API int64_t pmm_search_half_distances(int32_t path, const HalfDistances* of) {
+  return kPaths[path].ranking->half_distances(*of);
+}
+
+PMM_API void pmm_search_half_squares(int32_t path, const float* const* queries, const float* const* items,
+                                     int64_t count, int64_t dims, double* out) {
+  kPaths[path].ranking->half_squares(queries, items, count, dims, out);
+}
+
+PMM_API void pmm_search_count(int32_t path, const Windows* of) { kPaths[path].ranking->count(*of); }
+
+PMM_API int64_t pmm_search_within(int32_t path, const Windows* of, int64_t* out, int64_t capacity) {
+  return kPaths[path].ranking->within(*of, out, capacity);
 }
 
 // Read from the file by pmm/utils/build_info.py, which need not load it. setup.py writes PMM_BUILT, a text of JSON.

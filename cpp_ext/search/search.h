@@ -1,14 +1,16 @@
-// The scan of short codes (pmm/exact_search): which rows may be within a distance of a query. Without torch, called
-// through ctypes; the truth about every rule is pmm/exact_search/scan.py.
-//
-// Rows lie in blocks of 16: the codes as [groups][16 rows][4 dimensions], so that a register of products holds one sum
-// per row and nothing is added across it; then the terms as [square, scale, rest, error][16 rows] in float. What fills up
-// the last group and the last block is 0.
+// What is compiled of search and evaluation, without torch: called through ctypes.
 #pragma once
 
 #include <cstdint>
 
 namespace pmm::search {
+
+// The scan of short codes (pmm/exact_search): which rows may be within a distance of a query. The truth about every rule
+// is pmm/exact_search/scan.py.
+//
+// Rows lie in blocks of 16: the codes as [groups][16 rows][4 dimensions], so that a register of products holds one sum
+// per row and nothing is added across it; then the terms as [square, scale, rest, error][16 rows] in float. What fills up
+// the last group and the last block is 0.
 
 constexpr int64_t kRows = 16;       // of a block
 constexpr int64_t kGroup = 4;       // dimensions
@@ -39,5 +41,36 @@ struct Scan {
 int64_t scan_plain(const Scan&);
 int64_t scan_avx2(const Scan&);
 int64_t scan_avx512(const Scan&);
+
+// Ranks by distance (pmm/evaluation): half the squared Euclidean distances of all pairs in float, and of some in double;
+// and the items within windows of distance. The truth is pmm/evaluation/distances.py and ranks.py.
+
+constexpr int64_t kDimsAtOnce = 64;  // products in one sum
+
+// As ctypes lays them out (pmm/evaluation/compiled.py).
+struct HalfDistances {
+  const float *query, *item;            // [queries][dims], [items][dims]
+  const float *query_half, *item_half;  // half the squared norms, of items less the centre
+  const float* centre;                  // [dims], of which the queries are free already
+  int64_t queries, items, dims;
+  float* out;  // [queries], `stride` apart
+  int64_t stride;
+};
+
+struct Windows {
+  const float* distances;  // [queries][items], `stride` apart
+  int64_t stride, queries, items;
+  const int64_t* bounds;   // [queries + 1]: which windows are a query's
+  const float *low, *high;  // both ascending
+  int64_t *before, *upto;  // out: of each window, the items that are nearer, and those that are not beyond it
+};
+
+struct Ranking {
+  int64_t (*half_distances)(const HalfDistances&);  // -1 without memory
+  void (*half_squares)(const float* const* queries, const float* const* items, int64_t count, int64_t dims, double*);
+  void (*count)(const Windows&);
+  int64_t (*within)(const Windows&, int64_t* out, int64_t capacity);  // -1 if there are more
+};
+extern const Ranking kRankingAvx2, kRankingAvx512;
 
 }  // namespace pmm::search

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from pmm.evaluation.distances import MAX_ROWS
+from pmm.evaluation.embedding_matrix import MAX_ROWS
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.errors import OutOfMemory
 
@@ -25,6 +25,8 @@ class Distances(Protocol):
     """Of the embeddings."""
     resident_bytes: int
     """Memory in use all the time, besides the embeddings."""
+    coarsest: int
+    """The first of `by_precision`'s levels that is of use: the next is as fast as those below."""
 
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         """Distances of the queries `rows` [q, G], and a bound on the error of each query's [q].
@@ -46,13 +48,17 @@ class Distances(Protocol):
         """Distances of pairs of a query and a gallery item [P]; each depends on its pair alone."""
 
 
-def by_precision(distances: Distances, rows: slice, out: Singles, level: int = 0) -> Iterator[tuple[Floats, Doubles]]:
-    """The block of the queries `rows` at rising precision, from `level` on: 0 approximate, 1 refined, 2 float64."""
+def by_precision(
+    distances: Distances, rows: slice, out: Singles, level: int = 0
+) -> Iterator[tuple[int, Floats, Doubles]]:
+    """The block of the queries `rows` at rising precision, from `level` on, and which it is: 0 approximate, 1 refined,
+    2 float64."""
+    level = max(level, distances.coarsest)
     if level < 1:
-        yield distances.approximate(rows, out)
+        yield 0, *distances.approximate(rows, out)
     if level < 2:
-        yield distances.refined(rows, out)
-    yield distances.float64(rows)
+        yield 1, *distances.refined(rows, out)
+    yield 2, *distances.float64(rows)
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Blocks:
         """
         queries, gallery = shape
         fixed = reserved_bytes + 64 * (queries + gallery) + 160 * gallery * threads
-        # float32, float64, whether it is near, and the embeddings chunk by chunk
-        row = (13 * gallery + 100 * pairs) * threads + 32 * min(gallery, MAX_ROWS)
+        # float32, float64, whether it is near; the query twice; and the embeddings chunk by chunk
+        row = (13 * gallery + 100 * pairs + 8 * dim) * threads + 32 * min(gallery, MAX_ROWS)
         least_scratch = 32 * 64 * max(1, dim)
         least = fixed + row + least_scratch
         if limit < least:

@@ -13,20 +13,22 @@ from functools import cached_property
 
 import numpy as np
 
+from pmm.evaluation import compiled
+from pmm.evaluation.compiled import rank_kernel
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.rounding import (
+    DIMS_AT_ONCE,
     float64_error,
     half_squares_float32,
     pair_error,
+    pair_error_float64,
     product_error,
     product_in_parts,
     refined_error,
 )
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
-from pmm.utils.errors import InvalidInput, InvalidValue
+from pmm.utils.errors import InvalidInput
 
-METRICS = ("euclidean", "cosine")
-MAX_ROWS = 4096
-"""Embeddings that are converted to float64 at once, at most."""
 PAIRS_AT_ONCE = 128
 """Pairs that are measured at once, at most: with fewer, threads would mostly wait for the interpreter."""
 PAIR_NUMBERS = 1 << 16
@@ -36,8 +38,6 @@ ITEMS_AT_ONCE = 256
 """Gallery items whose products are summed in parts at once: so many stay in a core's cache."""
 CENTRED_BY = 512
 """Gallery items whose mean stands for the centre of all."""
-SINGLE_RANGE = (1e-12, 1e15)
-"""Largest number among embeddings whose products float32 holds without under- or overflow."""
 
 
 def squared_distances(query: Floats, gallery: Floats) -> Doubles:
@@ -45,109 +45,6 @@ def squared_distances(query: Floats, gallery: Floats) -> Doubles:
     query, gallery = np.asarray(query, np.float64), np.asarray(gallery, np.float64)
     squares = np.einsum("gd,gd->g", gallery, gallery)
     return np.einsum("qd,qd->q", query, query)[:, None] + squares - 2 * (query @ gallery.T)
-
-
-def comparable_rows(rows: Floats, metric: str, exponent: int = 0) -> Doubles:
-    """Rows [n, D] in float64 as the metric compares them: times 2^-exponent or, for cosine, at norm 1. Each result
-    depends on its row alone."""
-    wide = rows.astype(np.float64)
-    if exponent:
-        wide *= np.ldexp(1.0, -exponent)
-    if metric == "cosine":
-        wide /= np.abs(wide).max(1, keepdims=True)  # so that squares of a short row do not vanish
-        wide /= np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
-    return wide
-
-
-class EmbeddingMatrix:
-    """Embeddings [N, D] as a metric compares them, in one array or in several that follow each other; errors call them
-    `name`."""
-
-    def __init__(
-        self, *parts: Floats, metric: str = "euclidean", scratch: int = 1 << 26, name: str = "embeddings"
-    ) -> None:
-        """Raises InvalidValue for an unknown metric; InvalidInput, its `index` the first bad row, for NaN or Inf, and
-        for rows that are all zero where the metric is cosine."""
-        if metric not in METRICS:
-            raise InvalidValue("metric", metric, choices=METRICS)
-        self.parts, self.metric, self.dim = parts, metric, parts[0].shape[1]
-        self.starts = np.cumsum([0, *map(len, parts)]).tolist()
-        self.chunk = min(MAX_ROWS, max(1, scratch // (32 * max(1, self.dim))))
-        """Rows that are in memory in float64 at once."""
-        norms, largest = np.zeros(len(self)), np.zeros(len(self))
-        for place, rows in self._chunks(slice(0, len(self))):
-            largest[place] = np.maximum(rows.max(1, initial=0), -rows.min(1, initial=0))
-            with np.errstate(over="ignore", invalid="ignore"):  # float64: they are part of the distances
-                norms[place] = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64, casting="same_kind"))
-        if not np.isfinite(largest).all():
-            bad = np.flatnonzero(~np.isfinite(largest))
-            raise InvalidInput(
-                f"{name}: {len(bad)} of {len(self)} rows hold NaN or Inf, the first is row {bad[0]}", index=int(bad[0])
-            )
-        if metric == "cosine" and not largest.all():
-            row = int((largest == 0).argmax())
-            raise InvalidInput(f"{name}: row {row} is all zero; it has no direction to compare by cosine", index=row)
-        top = float(largest.max(initial=0))
-        self.fits_float32 = all(part.dtype.itemsize <= 4 for part in parts) and (
-            top == 0 or SINGLE_RANGE[0] < (largest.min() if metric == "cosine" else top) <= top < SINGLE_RANGE[1]
-        )
-        """Whether products may be computed in float32."""
-        self.is_float32 = metric == "euclidean" and all(part.dtype == np.float32 for part in parts)
-        """Whether the metric compares the rows as they are, in float32."""
-        self.exponent = int(np.frexp(top)[1])
-        """Exponent of the largest number: where float32 does not do, all are scaled by it to keep squares in range."""
-        self.inverse_norms = 1 / norms if metric == "cosine" and self.fits_float32 else None
-        self.norms = np.ones(len(self)) if metric == "cosine" else norms
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def float32_rows(self, rows: slice) -> Iterator[tuple[slice, Singles]]:
-        """The rows in float32, and their place: as they are if possible, else copies, chunk by chunk."""
-        views = self.inverse_norms is None and self.parts[0].dtype == np.float32
-        for place, chunk in self._chunks(rows, whole=views):
-            if self.inverse_norms is not None:
-                yield place, (chunk * self.inverse_norms[place, None]).astype(np.float32)
-            else:
-                yield place, chunk.astype(np.float32, copy=False)
-
-    def float64_rows(self, rows: slice, exponent: int) -> Iterator[tuple[slice, Doubles]]:
-        """The rows in float64, chunk by chunk, and their place; `exponent` as in `take`."""
-        for place, chunk in self._chunks(rows):
-            yield place, comparable_rows(chunk, self.metric, exponent)
-
-    def take(self, indices: Ints, exponent: int) -> Doubles:
-        """Rows [n, D] in float64, as they are compared, times 2^-exponent unless they are at norm 1."""
-        return comparable_rows(self._rows(indices), self.metric, exponent)
-
-    def take_views(self, indices: Ints, exponent: int) -> Floats:
-        """As `take`, but without conversion if the metric compares the rows as they are."""
-        rows = self._rows(indices)
-        return rows if self.metric == "euclidean" and not exponent else comparable_rows(rows, self.metric, exponent)
-
-    def _rows(self, indices: Ints) -> Floats:
-        if len(self.parts) == 1:
-            return self.parts[0].take(indices, axis=0)
-        part = np.searchsorted(self.starts, indices, side="right") - 1
-        rows = np.empty((len(indices), self.dim), np.result_type(*self.parts))
-        for number in np.unique(part):
-            in_part = part == number
-            rows[in_part] = self.parts[number][indices[in_part] - self.starts[number]]
-        return rows
-
-    def first_equal_rows(self) -> Ints:
-        """For each row the first that is equal to it [N]."""
-        seen: dict[bytes, int] = {}
-        return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(r for p in self.parts for r in p)])
-
-    def _chunks(self, rows: slice, *, whole: bool = False) -> Iterator[tuple[slice, Floats]]:
-        """Views of the rows, each in one part and, unless `whole`, of one chunk; and where they lie."""
-        for part, start in zip(self.parts, self.starts, strict=False):
-            first, last = max(rows.start, start), min(rows.stop, start + len(part))
-            step = max(1, last - first) if whole else self.chunk
-            for place in range(first, last, step):
-                stop = min(place + step, last)
-                yield slice(place, stop), part[place - start : stop - start]
 
 
 class EmbeddingDistances:
@@ -164,6 +61,8 @@ class EmbeddingDistances:
         self.shape, self.dim, self.resident_bytes = (len(query), len(gallery)), query.dim, 0
         self.fits_float32 = query.fits_float32 and gallery.fits_float32
         """Whether `approximate` works in float32."""
+        self._kernel = rank_kernel() if self.fits_float32 else None
+        self.coarsest = 1 if self._kernel else 0  # it is as fast as the product alone
         self._exponent = 0 if self.fits_float32 else max(query.exponent, gallery.exponent)
         with np.errstate(over="ignore"):
             self._half_squares = (gallery.norms**2 / 2).astype(np.float32)
@@ -188,13 +87,27 @@ class EmbeddingDistances:
         for place, part in self._centred_rows(self.query, rows):
             queries[place.start - rows.start : place.stop - rows.start] = part
         query_halves, item_halves = half_squares_float32(queries), self._centred_halves
+        halves, out = (query_halves.astype(np.float32), item_halves.astype(np.float32)), out[: len(queries)]
+        compute = self._by_kernel if self._kernel else self._in_parts
+        dims_at_once = compute(queries, *halves, out)
+        longest = float(np.sqrt(2 * item_halves.max(initial=0)))
+        return out, refined_error(np.sqrt(2 * query_halves), longest, self.dim, dims_at_once)
+
+    def _by_kernel(self, queries: Singles, query_halves: Singles, item_halves: Singles, out: Singles) -> int:
+        """The distances of centred queries, into `out`; and the dimensions in one sum."""
+        assert self._kernel
+        for place, items, centre in self._rows_and_centre():
+            self._kernel.half_distances(queries, query_halves, items, item_halves[place], centre, out[:, place])
+        return compiled.DIMS_AT_ONCE
+
+    def _in_parts(self, queries: Singles, query_halves: Singles, item_halves: Singles, out: Singles) -> int:
+        """As `_by_kernel`, by numpy."""
         spare = np.empty((2, len(queries) * min(ITEMS_AT_ONCE, len(self.gallery))), np.float32)
         for place, items in self._centred_rows(self.gallery, slice(0, len(self.gallery))):
             products = product_in_parts(queries, items, spare)
-            np.subtract(item_halves[place].astype(np.float32), products, out=products)
-            np.add(products, query_halves.astype(np.float32)[:, None], out=out[: len(queries), place])
-        longest = float(np.sqrt(2 * item_halves.max(initial=0)))
-        return out[: len(queries)], refined_error(np.sqrt(2 * query_halves), longest, self.dim)
+            np.subtract(item_halves[place], products, out=products)
+            np.add(products, query_halves[:, None], out=out[:, place])
+        return DIMS_AT_ONCE
 
     def float64(self, rows: slice) -> tuple[Doubles, Doubles]:
         queries = self.query.take(np.arange(rows.start, rows.stop), self._exponent) - self._centre
@@ -210,6 +123,10 @@ class EmbeddingDistances:
         if not (self.fits_float32 and self.query.is_float32 and self.gallery.is_float32):
             exact = self.exact_pairs(queries, items)
             return exact, np.zeros(len(exact))
+        from_rows, to_rows = self.query.addresses(queries), self.gallery.addresses(items)
+        if self._kernel and from_rows is not None and to_rows is not None:
+            found = self._kernel.half_squares(from_rows, to_rows, self.dim)
+            return found, pair_error_float64(found, self.dim)
         out, at_once = np.empty(len(items)), self._pairs_at_once
         for start in range(0, len(items), at_once):
             some = slice(start, start + at_once)
@@ -243,17 +160,30 @@ class EmbeddingDistances:
     def _pairs_at_once(self) -> int:
         return max(PAIRS_AT_ONCE // 4, min(PAIRS_AT_ONCE, PAIR_NUMBERS // max(1, self.dim)))
 
-    def _centred_rows(self, side: EmbeddingMatrix, rows: slice) -> Iterator[tuple[slice, Singles]]:
-        """The rows minus `_centre` in float32, in pieces that fit into a core's cache, and their place. Each is
-        overwritten by the next."""
+    def _rows_and_centre(self) -> Iterator[tuple[slice, Singles, Singles]]:
+        """The gallery in float32, in large pieces, their place, and what is to be subtracted from each row [D]: as it
+        is where possible, else copies."""
+        everything, gallery = slice(0, len(self.gallery)), self.gallery
+        if gallery.is_float32 and all(part.flags.aligned and part.flags.c_contiguous for part in gallery.parts):
+            centre = self._centre.astype(np.float32)
+            yield from ((place, items, centre) for place, items in gallery.float32_rows(everything))
+        else:
+            nothing = np.zeros(self.dim, np.float32)
+            yield from ((*piece, nothing) for piece in self._centred_rows(gallery, everything, gallery.chunk))
+
+    def _centred_rows(
+        self, side: EmbeddingMatrix, rows: slice, at_once: int = ITEMS_AT_ONCE
+    ) -> Iterator[tuple[slice, Singles]]:
+        """The rows minus `_centre` in float32, in pieces of `at_once`, of which a few fit into a core's cache, and
+        their place. Each is overwritten by the next."""
         centre = self._centre.astype(np.float32)
         chunks: Iterator[tuple[slice, Floats]] = (
             side.float32_rows(rows) if side.is_float32 else side.float64_rows(rows, 0)
         )
-        centred = np.empty((min(ITEMS_AT_ONCE, len(side)), self.dim), np.float32)
+        centred = np.empty((min(at_once, len(side)), self.dim), np.float32)
         for place, chunk in chunks:
-            for start in range(0, len(chunk), ITEMS_AT_ONCE):
-                part = chunk[start : start + ITEMS_AT_ONCE]
+            for start in range(0, len(chunk), at_once):
+                part = chunk[start : start + at_once]
                 out = centred[: len(part)]
                 np.subtract(part, centre, out=out, casting="same_kind")
                 yield slice(place.start + start, place.start + start + len(part)), out

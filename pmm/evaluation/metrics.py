@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.pid_index import PidIndex
 from pmm.evaluation.ranks import relevant_ranks
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
@@ -191,6 +192,7 @@ class _Matrix:
         if matrix.ndim != 2:
             raise InvalidInput(f"distances are {list(matrix.shape)}", expected="[Q, G]")
         self.matrix, self.shape, self.dim, self.resident_bytes = matrix, matrix.shape, 0, 0
+        self.coarsest = 2
 
     def approximate(self, rows: slice, out: Singles) -> tuple[Floats, Doubles]:
         return self.float64(rows)

@@ -57,8 +57,8 @@ def nearest(
             count = rows.stop - rows.start
             pairs = excluded(rows) if excluded else (NONE, NONE)
             # an untrained network's, say, are too close together for the first
-            for block in by_precision(distances, rows, buffer[:count]):
-                lists = _candidates(pool, k, farthest, pairs, *block)
+            for _, block, errors in by_precision(distances, rows, buffer[:count]):
+                lists = _candidates(pool, k, farthest, pairs, block, errors)
                 if sum(map(len, lists[0])) + sum(map(len, lists[1])) <= count * max(8 * k, MAX_OPEN):
                     break
             for per_query, put in zip(lists, (_put_nearest, _put_farthest), strict=True):

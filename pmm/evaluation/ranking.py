@@ -9,7 +9,7 @@ from typing import Any
 
 from pmm.data.samples import ReidDataset, camids_of, pids_of
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import METRICS
+from pmm.evaluation.embedding_matrix import METRICS
 from pmm.evaluation.metrics import (
     ApDefinition,
     Metric,

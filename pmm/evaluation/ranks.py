@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pmm.evaluation.compiled import DistanceWindows, RankKernel, rank_kernel
 from pmm.evaluation.distance_blocks import Blocks, Distances, by_precision
 from pmm.evaluation.pid_index import PidIndex
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
@@ -75,7 +76,7 @@ def _block_ranks(distances: Distances, index: PidIndex, rows: slice, buffer: Sin
     """Ranks of the queries `rows`, from distances at `level` or a higher one."""
     pairs, first = index.pairs(rows), level.value
     blocks = by_precision(distances, rows, buffer[: rows.stop - rows.start], first)
-    for number, (block, errors) in enumerate(blocks, first):
+    for number, block, errors in blocks:
         most = block.size // MAX_OPEN if block.dtype == np.float32 else block.size
         with np.errstate(over="ignore"):  # of what lies too far to be of use
             ranks = _Block(distances, rows.start, block, errors, *pairs, comparable=number > 0).ranks(most)
@@ -124,14 +125,16 @@ class _Block:
 
     def ranks(self, most_open: int) -> Ranks | None:
         """The ranks, for which open items are measured exactly. None if more than `most_open` are open."""
-        relevant = np.diff(self.bounds)
-        farthest = np.full(len(relevant), -np.inf, self.low.dtype)
-        farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
-        near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
-        counts = np.count_nonzero(near, axis=1)
+        kernel = rank_kernel() if self.distances.dtype == np.float32 else None
+        if kernel:
+            pairs = self._open_by_kernel(kernel, most_open)
+            if pairs is None:
+                return None
+            self._settle([pairs])
+            return self._found()
         waiting: list[Ints] = []
-        left_open, at_once = 0, self._queries_at_once(PAIRS_AT_ONCE) * near.shape[1]
-        for pairs in self._open(near, counts, counts > FEW_ITEMS * relevant):
+        left_open, at_once = 0, self._queries_at_once(PAIRS_AT_ONCE) * self.distances.shape[1]
+        for pairs in self._open():
             left_open += len(pairs)
             if left_open > most_open:
                 return None
@@ -140,10 +143,40 @@ class _Block:
                 waiting = []
             waiting.append(pairs)
         self._settle(waiting)
+        return self._found()
+
+    def _found(self) -> Ranks:
         return Ranks(self.query + self.first, self.rank[np.lexsort((self.rank, self.query))])
 
-    def _open(self, near: npt.NDArray[np.bool_], counts: Ints, many: npt.NDArray[np.bool_]) -> Iterator[Ints]:
+    def _open_by_kernel(self, kernel: RankKernel, most: int) -> Ints | None:
+        """As `_open`, all at once; None if there are more than `most`."""
+        before, upto = kernel.count(self.distances, DistanceWindows(self.bounds, self.low, self.high))
+        self.pending = upto > before + 1
+        self.rank += before
+        places = np.flatnonzero(self.pending)
+        if not len(places):
+            return np.empty(0, np.int64)
+        # pending windows that overlap are one, and all in it is open: [start, end) of each such crowd
+        query, low, high = self.query[places], self.low[places], self.high[places]
+        apart = (query[1:] != query[:-1]) | (low[1:] > high[:-1])
+        start, end = np.flatnonzero(np.r_[True, apart]), np.flatnonzero(np.r_[apart, True]) + 1
+        nearer, size = before[places[start]], upto[places[end - 1]] - before[places[start]]
+        if size.sum() > most:
+            return None
+        earlier = size.cumsum() - size
+        earlier -= earlier[np.searchsorted(query[start], query[start])]  # open ones of the same query that are nearer
+        self.rank[places] += np.repeat(nearer - earlier, end - start) - before[places]
+        bounds = np.searchsorted(query[start], np.arange(len(self.bounds)))
+        return kernel.within(self.distances, DistanceWindows(bounds, low[start], high[end - 1]), int(size.sum()))
+
+    def _open(self) -> Iterator[Ints]:
         """Count the items before each relevant one, and yield the open ones, as `_settle` takes them."""
+        relevant = np.diff(self.bounds)
+        farthest = np.full(len(relevant), -np.inf, self.low.dtype)
+        farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
+        near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
+        counts = np.count_nonzero(near, axis=1)
+        many = counts > FEW_ITEMS * relevant
         queries, at_once = np.flatnonzero(many), self._queries_at_once(SPREAD)
         for start in range(0, len(queries), at_once):
             yield self._spread(queries[start : start + at_once])

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks, Distances, megabytes
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.utils.arguments import Arg
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
@@ -120,7 +121,7 @@ class Reranked:
 
     def __init__(self, between: EmbeddingDistances, weights: Sparse, farthest: Doubles, share: float) -> None:
         self._between, self._share = between, share
-        self.shape, self.dim = between.shape, between.dim
+        self.shape, self.dim, self.coarsest = between.shape, between.dim, between.coarsest
         self._scales = np.divide(share, farthest, out=np.zeros(len(farthest)), where=farthest > 0)
         queries = self.shape[0]
         self._query = Sparse(weights.starts[: queries + 1], weights.columns, weights.values)

@@ -59,9 +59,10 @@ def half_squares_float32(rows: Singles) -> Doubles:
     return (squares + np.einsum("nd,nd->n", rest, rest)) / 2
 
 
-def refined_error(norms: Doubles, longest: float, dim: int) -> Doubles:
-    """As `product_error`, of products in parts and `half_squares_float32` of rows that were rounded to float32 once."""
-    terms = min(dim, DIMS_AT_ONCE) + -(-dim // DIMS_AT_ONCE) + 8
+def refined_error(norms: Doubles, longest: float, dim: int, dims_at_once: int) -> Doubles:
+    """As `product_error`, of products in parts of so many dimensions, and `half_squares_float32` of rows that were
+    rounded to float32 once."""
+    terms = min(dim, dims_at_once) + -(-dim // dims_at_once) + 8
     halves = (norms**2 + longest**2) / 2
     return SLACK * UNIT * (terms * norms * longest + (SQUARES_AT_ONCE + 8) * halves) + dim * UNDERFLOW
 
@@ -70,3 +71,8 @@ def pair_error(values: Doubles, dim: int) -> Doubles:
     """Of half the squared norms [P] of differences of two float32 rows, by `half_squares_float32`: each difference is
     rounded, and counts twice in its square."""
     return SLACK * UNIT * (SQUARES_AT_ONCE + 3) * values + dim * UNDERFLOW
+
+
+def pair_error_float64(values: Doubles, dim: int) -> Doubles:
+    """As `pair_error`, of sums in float64 in another order than those of `exact_pairs`, which round too."""
+    return SLACK * UNIT64 * 2 * (dim + 8) * values

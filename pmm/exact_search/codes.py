@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import MAX_ROWS, comparable_rows
+from pmm.evaluation.embedding_matrix import MAX_ROWS, comparable_rows
 from pmm.exact_search.rotation import UNIT, Rotation
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.errors import InvalidInput

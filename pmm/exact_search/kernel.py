@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,9 @@ import numpy.typing as npt
 from pmm.exact_search.codes import LARGEST, Bytes, Projection, Rounded, ShortCodes, rounded_up
 from pmm.exact_search.scan import Candidates
 from pmm.utils.arrays import Doubles, Ints, Singles
-from pmm.utils.build_info import SEARCH_LIBRARY, rebuild, search_build_info
+from pmm.utils.build_info import rebuild
 from pmm.utils.errors import BackendUnavailable
+from pmm.utils.search_library import address, library, paths
 from pmm.utils.threads import in_threads
 
 ROWS, GROUP, TERMS, LINE = 16, 4, 4, 64
@@ -49,36 +48,6 @@ class _Scan(ctypes.Structure):
     )  # fmt: skip
 
 
-@cache
-def library() -> Any | None:
-    """The compiled library; None where it is missing, of other sources, or does not load.
-
-    Raises RuntimeError instead of returning None under PMM_REQUIRE_EXT=1.
-    """
-    facts, reason = search_build_info(), ""
-    if facts["compiled"]:
-        try:
-            found = ctypes.CDLL(str(SEARCH_LIBRARY))
-            found.pmm_search_scan.restype = ctypes.c_int64
-            return found
-        except OSError as error:
-            reason = f"the search kernel does not load ({error})"
-    if os.environ.get("PMM_REQUIRE_EXT") == "1":
-        stale = "of other sources" if facts.get("stale") else "not compiled"
-        raise RuntimeError(f"PMM_REQUIRE_EXT=1, but {reason or f'the search kernel is {stale}'}")
-    return None
-
-
-def paths() -> list[str | None]:
-    """The instruction sets that there is code for, the best first; None for one that this processor lacks."""
-    kernel = library()
-    if kernel is None:
-        return []
-    names = (ctypes.c_char_p * 8)()
-    count = kernel.pmm_search_paths(names)
-    return [name.decode() if name else None for name in names[:count]]
-
-
 class CompiledScan:
     """Short codes, in blocks of 16 rows, and the scan of them on one instruction set."""
 
@@ -104,7 +73,7 @@ class CompiledScan:
         for part in codes:
             values = np.ascontiguousarray(part.codes.reshape(len(part), self._r), np.int8)
             terms = np.ascontiguousarray(part.terms.reshape(len(part), TERMS), np.float32)
-            fixed = _address(values), _address(terms), ctypes.c_int64(self._r), ctypes.c_int64(start)
+            fixed = address(values), address(terms), ctypes.c_int64(self._r), ctypes.c_int64(start)
             self._fill(kernel.pmm_search_pack, fixed, len(part))
             start += len(part)
 
@@ -125,7 +94,7 @@ class CompiledScan:
         scan._kernel, scan._threads, scan._path = self._kernel, self._threads, self._path
         scan._count, scan._r, scan._sample = len(rows), self._r, None
         scan._blocks = scan._empty_blocks()
-        fixed = _address(self._blocks), ctypes.c_int64(self._groups), _address(rows)
+        fixed = address(self._blocks), ctypes.c_int64(self._groups), address(rows)
         scan._fill(self._kernel.pmm_search_take, fixed, len(rows))
         return scan
 
@@ -173,7 +142,7 @@ class CompiledScan:
     def _fill(self, function: Any, fixed: tuple[Any, ...], count: int) -> None:
         """Let the kernel's `function` write so many rows."""
         self._map(
-            lambda rows: function(*fixed, *map(ctypes.c_int64, (rows.start, rows.stop)), _address(self._blocks)),
+            lambda rows: function(*fixed, *map(ctypes.c_int64, (rows.start, rows.stop)), address(self._blocks)),
             slice(0, count),
         )
 
@@ -239,7 +208,3 @@ class _Queries:
     def bounds(self, reaches: Singles, queries: Ints) -> Doubles:
         """Lower bounds of the distances of pairs that such a reach is the least for."""
         return reaches.astype(np.float64) - self.error[queries]
-
-
-def _address(array: npt.NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

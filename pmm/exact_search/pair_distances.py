@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import MAX_ROWS, comparable_rows, half_squares
+from pmm.evaluation.distances import half_squares
+from pmm.evaluation.embedding_matrix import MAX_ROWS, comparable_rows
 from pmm.evaluation.rounding import product_error
 from pmm.exact_search.codes import LARGEST, ROOM, SMALLEST, chunks
 from pmm.utils.arrays import Doubles, Floats, Ints

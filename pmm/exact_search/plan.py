@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pmm.evaluation.distances import comparable_rows, squared_distances
+from pmm.evaluation.distances import squared_distances
+from pmm.evaluation.embedding_matrix import comparable_rows
 from pmm.exact_search.codes import Projection, project, quantize
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.scan import NumpyScan

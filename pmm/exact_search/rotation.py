@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pmm.evaluation.distances import comparable_rows
+from pmm.evaluation.embedding_matrix import comparable_rows
 from pmm.utils.arrays import Doubles, Floats
 from pmm.utils.errors import InvalidInput
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import METRICS, comparable_rows
+from pmm.evaluation.embedding_matrix import METRICS, comparable_rows
 from pmm.exact_search.codes import ShortCodes, chunks, project
-from pmm.exact_search.kernel import CompiledScan, library
+from pmm.exact_search.kernel import CompiledScan
 from pmm.exact_search.pair_distances import EmbeddingParts, PairDistances
 from pmm.exact_search.query_search import QUERIES_AT_ONCE, Allowed, QuerySearch, RowMatches
 from pmm.exact_search.rotation import Rotation
@@ -19,6 +19,7 @@ from pmm.exact_search.scan import CodeScan, NumpyScan, affordable_coordinates
 from pmm.utils.arrays import Floats, Ints
 from pmm.utils.errors import InvalidInput, InvalidValue
 from pmm.utils.hardware import usable_cores
+from pmm.utils.search_library import library
 
 KERNELS = ("compiled", "numpy")
 """What scans short codes, the fastest first."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.evaluation.camera_threshold import CameraThreshold, SeenAtOnce, camera_threshold, pairs_seen_at_once
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.gallery.embed_job import FILE_COLUMNS
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.storage.thresholds import Threshold

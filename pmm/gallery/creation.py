@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pmm.evaluation.distances import METRICS
+from pmm.evaluation.embedding_matrix import METRICS
 from pmm.evaluation.metrics import Metric
 from pmm.gallery.model_of import source_of
 from pmm.gallery.storage.columns import Array, Ids

@@ -20,7 +20,7 @@ SERVE = """
 import shutil, sys
 import numpy as np
 import pmm
-from pmm.exact_search.kernel import library
+from pmm.utils.search_library import library
 
 with pmm.open_runner("model.onnx") as runner:
     size = runner.preprocessing

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pmm.evaluation.distance_blocks
-import pmm.evaluation.distances
+import pmm.evaluation.embedding_matrix
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from tests.conftest import examples
+
+pytestmark = pytest.mark.usefixtures("in_numpy_and_compiled")
 
 
 def search(embeddings: np.ndarray, queries: np.ndarray, k: int, metric: str = "euclidean"):
@@ -50,7 +53,7 @@ def test_nearest_is_brute_force_with_ties_by_index(seed, rows, dim, queries, top
     embeddings = rng.integers(1, 3, (rows, dim)).astype(np.float64)  # few different rows: many ties
     asked = rng.integers(1, 3, (queries, dim)).astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pmm.evaluation.distances, "MAX_ROWS", chunk)
+        patch.setattr(pmm.evaluation.embedding_matrix, "MAX_ROWS", chunk)
         patch.setattr(pmm.evaluation.distance_blocks, "MAX_QUERIES", 2)
         items, measured = search(embeddings, asked, top, metric)
         single, _ = search(embeddings, asked[:1], top, metric)
@@ -71,7 +74,7 @@ def test_nearest_is_brute_force_with_ties_by_index(seed, rows, dim, queries, top
 @pytest.mark.parametrize("chunk", [3, 4096])
 def test_nearest_far_from_the_origin(chunk, monkeypatch):
     """|q|^2 + |g|^2 - 2 q.g has lost the digits here that tell the rows apart: the candidates must still hold them."""
-    monkeypatch.setattr(pmm.evaluation.distances, "MAX_ROWS", chunk)
+    monkeypatch.setattr(pmm.evaluation.embedding_matrix, "MAX_ROWS", chunk)
     rng = np.random.default_rng(1)
     step = 2.0**17  # what float32 can tell apart at 2**40; its square is below the rounding of 256 * 2**80 in float64
     embeddings = np.full((400, 256), 2.0**40, np.float32)

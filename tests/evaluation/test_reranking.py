@@ -13,6 +13,8 @@ from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
 from tests.conftest import examples
 from tests.refusals import refuses
 
+pytestmark = pytest.mark.usefixtures("in_numpy_and_compiled")
+
 
 def by_hand(query, gallery, k1=20, k2=6, weight=0.3):
     """The published procedure, literally: dense matrices in float64, one item after another. Returns [Q, G]."""

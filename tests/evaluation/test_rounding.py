@@ -6,12 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.rounding import DIMS_AT_ONCE, float64_error, half_squares_float32, pair_error, product_in_parts
 from tests.conftest import examples
 
+pytestmark = pytest.mark.usefixtures("in_numpy_and_compiled")
 DIMS = [1, 7, 8, 9, DIMS_AT_ONCE - 1, DIMS_AT_ONCE, 2 * DIMS_AT_ONCE + 3]
 
 

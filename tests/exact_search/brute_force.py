@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from pmm.evaluation.distances import comparable_rows
+from pmm.evaluation.embedding_matrix import comparable_rows
 
 KINDS = ("decaying", "flat", "levels", "few", "equal", "far apart", "about a point", "zeros")
 

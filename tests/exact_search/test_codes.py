@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.evaluation.distances import comparable_rows
+from pmm.evaluation.embedding_matrix import comparable_rows
 from pmm.exact_search.codes import ERROR, REST, SCALE, SQUARE, ShortCodes, encode, project, quantize
 from pmm.exact_search.pair_distances import EmbeddingParts
 from pmm.exact_search.plan import best_rotation

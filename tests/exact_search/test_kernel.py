@@ -2,11 +2,8 @@
 
 import contextlib
 import ctypes
-import os
 import platform
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,32 +15,22 @@ from pmm.exact_search.codes import ERROR, REST, SCALE, ShortCodes, encode, proje
 from pmm.exact_search.kernel import CompiledScan
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.scan import NumpyScan, decode
-from pmm.utils import build_info
+from pmm.utils import build_info, search_library
 from pmm.utils.errors import BackendUnavailable
 from tests.conftest import examples
 from tests.refusals import refuses
-
-WATCHED = "PMM_TEST_SEARCH_LIBRARY"
-"""Names another build of the library (tests/slow/test_search_kernel.py)."""
+from tests.search_library import forget, required_library
 
 
 @pytest.fixture(scope="module", autouse=True)
 def library():
-    if not build_info.search_build_info()["compiled"] and not shutil.which("g++"):
-        pytest.skip("no C++ compiler here")
-    with pytest.MonkeyPatch.context() as patch:
-        if WATCHED in os.environ:
-            for module in (build_info, kernel):
-                patch.setattr(module, "SEARCH_LIBRARY", Path(os.environ[WATCHED]))
-        patch.setenv("PMM_REQUIRE_EXT", "1")
-        kernel.library.cache_clear()
-        yield kernel.library()
-    kernel.library.cache_clear()
+    with required_library() as found:
+        yield found
 
 
 def scans(codes, threads=1):
     """One for each instruction set of this processor."""
-    return [CompiledScan(codes, threads, path) for path, name in enumerate(kernel.paths()) if name]
+    return [CompiledScan(codes, threads, path) for path, name in enumerate(search_library.paths()) if name]
 
 
 def in_numpy(codes):
@@ -213,7 +200,7 @@ def test_sums_of_products_fit_where_all_are_largest(dim):
 
 def test_a_missing_or_stale_library_is_none_unless_it_is_required(tmp_path, monkeypatch, library):
     monkeypatch.setattr(build_info, "SEARCH_LIBRARY", tmp_path / "_search.so")
-    monkeypatch.setattr(kernel, "SEARCH_LIBRARY", tmp_path / "_search.so")
+    monkeypatch.setattr(search_library, "SEARCH_LIBRARY", tmp_path / "_search.so")
     facts = b'pmm kernels built {"compiler": "g++ 12", "sources": "0123456789ab"}\0'
     monkeypatch.setenv("PMM_REQUIRE_EXT", "0")
     for content, reason in (
@@ -222,17 +209,17 @@ def test_a_missing_or_stale_library_is_none_unless_it_is_required(tmp_path, monk
         (facts.replace(b"0123456789ab", build_info.sources_digest(build_info.SOURCES / "search").encode()), "not load"),
     ):
         (tmp_path / "_search.so").write_bytes(content)
-        kernel.library.cache_clear()
-        assert kernel.library() is None
-        assert kernel.paths() == []
+        forget()
+        assert search_library.library() is None
+        assert search_library.paths() == []
         with refuses(BackendUnavailable, hint="numpy"):
             CompiledScan([ShortCodes(np.zeros((1, 1), np.int8), np.zeros((1, 4), np.float32))])
         with monkeypatch.context() as patch:
             patch.setenv("PMM_REQUIRE_EXT", "1")
-            kernel.library.cache_clear()
+            forget()
             with pytest.raises(RuntimeError, match=reason):
-                kernel.library()
-    kernel.library.cache_clear()
+                search_library.library()
+    forget()
 
 
 def test_sizes_are_those_of_the_sources():

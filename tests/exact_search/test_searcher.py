@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.exact_search import pair_distances, query_search, scan, searcher
 from pmm.exact_search.codes import encode
-from pmm.exact_search.kernel import library
 from pmm.exact_search.rotation import Rotation
 from pmm.exact_search.searcher import ExactSearcher
 from pmm.utils.errors import InvalidInput, InvalidValue
+from pmm.utils.search_library import library
 from tests.conftest import examples
 from tests.exact_search.brute_force import brute_force, galleries, made_up, nearest
 from tests.refusals import refuses

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.exact_search.rotation import Rotation
 from pmm.gallery.filters import RowFilter
 from pmm.gallery.gallery import Gallery

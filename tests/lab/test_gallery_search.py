@@ -21,7 +21,7 @@ from bench.lab.gallery_search import (
     missed,
 )
 from pmm.bench.latency import LatencyPlan
-from pmm.exact_search.kernel import library
+from pmm.utils.search_library import library
 from tests.conftest import assert_one_line_error, run_here
 
 PLAN = LatencyPlan(warmup=0, warmup_runs=1, samples=1, block=1, settle=0, lead=0)

@@ -10,7 +10,8 @@ from pmm.bench.chain.index_inputs import NEAREST, Answers, IndexFault, IndexInpu
 from pmm.bench.chain.indexes import SearchIndex
 from pmm.data.samples import evenly_spaced
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, comparable_rows
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix, comparable_rows
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.rounding import UNIT, product_error
 from pmm.utils.arrays import Floats, Ints

@@ -15,7 +15,8 @@ from pmm.bench.chain.index_inputs import NEAREST, PROBES, Answers, IndexFault, I
 from pmm.bench.chain.indexes import SearchIndex
 from pmm.data.samples import evenly_spaced
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.gallery.storage.short_codes import rows_digest
 from pmm.utils.arrays import Ints

@@ -23,7 +23,8 @@ from pmm.bench.chain_schema import INDEX_NAMES, REQUIRED, ChainLink, ChainReport
 from pmm.bench.latency import LatencyPlan, measure
 from pmm.bench.statistics import percentile
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.nearest import nearest
 from pmm.evaluation.parity.labels import Labels, QueryGallery
 from pmm.utils.arrays import Singles

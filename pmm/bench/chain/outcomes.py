@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm.bench.chain_schema import ChainLoss
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix, comparable_rows, squared_distances
+from pmm.evaluation.distances import EmbeddingDistances, squared_distances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix, comparable_rows
 from pmm.evaluation.metrics import Metric, evaluate_ranking
 from pmm.evaluation.parity.labels import Labels, QueryGallery
 from pmm.evaluation.parity.ranking import first_items

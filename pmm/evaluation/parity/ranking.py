@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pmm.evaluation.distance_blocks import MEMORY_LIMIT, Blocks
-from pmm.evaluation.distances import EmbeddingDistances, EmbeddingMatrix
+from pmm.evaluation.distances import EmbeddingDistances
+from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.metrics import Metric
 from pmm.evaluation.nearest import Nearest, nearest
 from pmm.evaluation.parity.labels import Labels, QueryGallery

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.distances import comparable_rows
+from pmm.evaluation.embedding_matrix import comparable_rows
 from pmm.gallery.gallery import Gallery
 from pmm.gallery.storage.columns import ColumnValues
 from pmm.utils.errors import InvalidFile, InvalidInput
