@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm.utils.arrays import Doubles, Ints, Singles
+from pmm.evaluation.windows import DistanceWindows
+from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.search_library import address, library, paths
 
 DIMS_AT_ONCE = 64
@@ -38,19 +39,8 @@ class _Windows(ctypes.Structure):
     )  # fmt: skip
 
 
-class DistanceWindows(NamedTuple):
-    """Intervals of distance, of each query some: ascending at both ends."""
-
-    bounds: Ints
-    """Where each query's begin, and where the last one's end [q + 1]."""
-    low: Singles
-    """[T]."""
-    high: Singles
-    """[T]."""
-
-
 class RankKernel:
-    """The compiled functions on one instruction set."""
+    """The compiled functions on one instruction set. It is a `WindowCounts` of float32."""
 
     def __init__(self, path: int) -> None:
         """`path`: place among `paths()`, of one that ranks."""
@@ -86,16 +76,15 @@ class RankKernel:
         self._library.pmm_search_half_squares(self._path, address(queries), address(items), *size, address(out))
         return out
 
-    def count(self, distances: Singles, windows: DistanceWindows) -> tuple[Ints, Ints]:
-        """Of a block of distances [q, n], how many are below each window [T], and how many are not above it [T]."""
+    def count(self, distances: Floats, windows: DistanceWindows) -> tuple[Ints, Ints]:
+        """As `WindowCounts.count`."""
         before, upto = np.empty(len(windows.low), np.int64), np.empty(len(windows.low), np.int64)
         arguments = self._windows(distances, windows, before, upto)
         self._library.pmm_search_count(self._path, ctypes.byref(arguments))
         return before, upto
 
-    def within(self, distances: Singles, windows: DistanceWindows, count: int) -> Ints:
-        """The `count` distances of a block [q, n] that are in windows which do not overlap: their places row by row,
-        ascending."""
+    def within(self, distances: Floats, windows: DistanceWindows, count: int) -> Ints:
+        """As `WindowCounts.within`."""
         out = np.empty(count, np.int64)
         arguments = self._windows(distances, windows)
         found = self._library.pmm_search_within(
@@ -104,7 +93,7 @@ class RankKernel:
         assert found == count, f"{found} distances in windows of {count}"
         return out
 
-    def _windows(self, distances: Singles, windows: DistanceWindows, *out: Ints) -> _Windows:
+    def _windows(self, distances: Floats, windows: DistanceWindows, *out: Ints) -> _Windows:
         arrays: list[npt.NDArray[Any]] = [windows.bounds, windows.low, windows.high, *out]
         stride = distances.strides[0] // distances.itemsize
         return _Windows(distances.ctypes.data, stride, *distances.shape, *(array.ctypes.data for array in arrays))

@@ -11,20 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pmm.evaluation.compiled import DistanceWindows, RankKernel, rank_kernel
+from pmm.evaluation.compiled import rank_kernel
 from pmm.evaluation.distance_blocks import Blocks, Distances, by_precision
 from pmm.evaluation.pid_index import PidIndex
+from pmm.evaluation.windows import DistanceWindows, NumpyWindowCounts, WindowCounts
 from pmm.utils.arrays import Doubles, Floats, Ints, Singles
 from pmm.utils.threads import single_blas_thread
 
-FEW_ITEMS = 128
-"""Gallery items per relevant one, up to which placing each by binary search is faster than counting by bins."""
 MAX_OPEN = 40
 """One gallery item in so many may be left open; if more are, the block is computed at higher precision."""
 FIRST_QUERIES = 32
-BINS = 4096
-SPREAD = 1 << 17
-"""Items that are spread over bins at once: they stay in a core's cache."""
 PAIRS_AT_ONCE = 1 << 18
 
 
@@ -125,112 +121,37 @@ class _Block:
 
     def ranks(self, most_open: int) -> Ranks | None:
         """The ranks, for which open items are measured exactly. None if more than `most_open` are open."""
-        kernel = rank_kernel() if self.distances.dtype == np.float32 else None
-        if kernel:
-            pairs = self._open_by_kernel(kernel, most_open)
-            if pairs is None:
-                return None
-            self._settle([pairs])
-            return self._found()
-        waiting: list[Ints] = []
-        left_open, at_once = 0, self._queries_at_once(PAIRS_AT_ONCE) * self.distances.shape[1]
-        for pairs in self._open():
-            left_open += len(pairs)
-            if left_open > most_open:
-                return None
-            if sum(map(len, waiting)) + len(pairs) > at_once:
-                self._settle(waiting)
-                waiting = []
-            waiting.append(pairs)
-        self._settle(waiting)
-        return self._found()
-
-    def _found(self) -> Ranks:
+        counts: WindowCounts = (rank_kernel() if self.distances.dtype == np.float32 else None) or NumpyWindowCounts()
+        before, upto = counts.count(self.distances, DistanceWindows(self.bounds, self.low, self.high))
+        self.rank, self.pending = before + 1, upto > before + 1
+        crowds = self._crowds(before, upto)
+        if crowds.size.sum() > most_open:
+            return None
+        for rows in _cut(crowds.per_query, self._pairs_at_once):
+            windows, count = crowds.windows(rows), crowds.per_query[rows].sum()
+            if count:
+                self._settle(counts.within(self.distances[rows], windows, count) + rows.start * self.distances.shape[1])
         return Ranks(self.query + self.first, self.rank[np.lexsort((self.rank, self.query))])
 
-    def _open_by_kernel(self, kernel: RankKernel, most: int) -> Ints | None:
-        """As `_open`, all at once; None if there are more than `most`."""
-        before, upto = kernel.count(self.distances, DistanceWindows(self.bounds, self.low, self.high))
-        self.pending = upto > before + 1
-        self.rank += before
+    def _crowds(self, before: Ints, upto: Ints) -> _Crowds:
+        """The crowds of the pending items, given how many lie `before` and `upto` each window [T]. Each pending item's
+        rank becomes one more than what lies before its crowd, but for the open ones there."""
         places = np.flatnonzero(self.pending)
-        if not len(places):
-            return np.empty(0, np.int64)
-        # pending windows that overlap are one, and all in it is open: [start, end) of each such crowd
         query, low, high = self.query[places], self.low[places], self.high[places]
         apart = (query[1:] != query[:-1]) | (low[1:] > high[:-1])
-        start, end = np.flatnonzero(np.r_[True, apart]), np.flatnonzero(np.r_[apart, True]) + 1
-        nearer, size = before[places[start]], upto[places[end - 1]] - before[places[start]]
-        if size.sum() > most:
-            return None
-        earlier = size.cumsum() - size
-        earlier -= earlier[np.searchsorted(query[start], query[start])]  # open ones of the same query that are nearer
-        self.rank[places] += np.repeat(nearer - earlier, end - start) - before[places]
-        bounds = np.searchsorted(query[start], np.arange(len(self.bounds)))
-        return kernel.within(self.distances, DistanceWindows(bounds, low[start], high[end - 1]), int(size.sum()))
+        start, end = np.flatnonzero(np.append(True, apart)[: len(places)]), np.flatnonzero(np.append(apart, True))
+        end = end[: len(start)]
+        nearer = before[places[start]]
+        crowds = _Crowds(len(self.distances), query[start], low[start], high[end], upto[places[end]] - nearer)
+        self.rank[places] = np.repeat(1 + nearer - crowds.open_before, end - start + 1)
+        return crowds
 
-    def _open(self) -> Iterator[Ints]:
-        """Count the items before each relevant one, and yield the open ones, as `_settle` takes them."""
-        relevant = np.diff(self.bounds)
-        farthest = np.full(len(relevant), -np.inf, self.low.dtype)
-        farthest[relevant > 0] = self.high[self.bounds[1:][relevant > 0] - 1]
-        near: npt.NDArray[np.bool_] = np.less_equal(self.distances, farthest[:, None])
-        counts = np.count_nonzero(near, axis=1)
-        many = counts > FEW_ITEMS * relevant
-        queries, at_once = np.flatnonzero(many), self._queries_at_once(SPREAD)
-        for start in range(0, len(queries), at_once):
-            yield self._spread(queries[start : start + at_once])
-        near[many], counts[many] = False, 0
-        for rows in _cut(counts, near.shape[1]):
-            if counts[rows].any():
-                yield self._place(rows, near[rows], counts[rows] > 0)
-
-    def _queries_at_once(self, items: int) -> int:
-        """How many queries with `items` in all fit into the memory that a block in float64 would use (see `Blocks`)."""
+    @property
+    def _pairs_at_once(self) -> int:
+        """Pairs whose measures fit into the memory that a block in float64 would use (see `Blocks`)."""
         queries, gallery = self.distances.shape
         spare = queries // 16 if self.distances.dtype == np.float32 else 0
-        return max(1, min(items // gallery, spare))
-
-    def _spread(self, queries: Ints) -> Ints:
-        """As `_open`, for some queries [m].
-
-        Items are counted by bins of distance; only bins that a window touches are looked into.
-        """
-        rows, bounds = self.distances[queries], self.bounds
-        number = bounds[queries + 1] - bounds[queries]
-        row = np.repeat(np.arange(len(queries)), number)
-        relevant = np.repeat(bounds[queries] - (number.cumsum() - number), number) + np.arange(len(row))
-        low, high = self.low[relevant], self.high[relevant]
-        first = np.minimum(rows.min(1), self.low[bounds[queries]])
-        span = np.maximum(self.high[bounds[queries + 1] - 1] - first, BINS * np.finfo(rows.dtype).tiny)
-        scale, bins = (BINS / span).astype(rows.dtype), BINS + 3
-
-        def place(values: Floats, row: Any) -> Ints:  # ascending with the values, so never a bin too far
-            values = values - first[row]
-            values *= scale[row]
-            return np.minimum(values, BINS + 1, out=values).astype(np.int64)
-
-        column = np.arange(len(queries))[:, None]
-        places, begin, end = place(rows, column), place(low, row) + row * bins, place(high, row) + row * bins
-        places += column * bins
-        total = len(queries) * bins
-        touched = (np.bincount(begin, minlength=total) - np.bincount(end + 1, minlength=total)).cumsum() > 0
-        outside = np.where(touched, 0, np.bincount(places.reshape(-1), minlength=total))
-        self.rank[relevant] += outside.reshape(-1, bins).cumsum(1).reshape(-1)[begin]
-        flat = np.flatnonzero(touched[places])
-        query, values = flat // rows.shape[1], rows.reshape(-1)[flat]
-        is_open = self._count(relevant, (row, low, high), query, values, values)
-        query, item = query[is_open], flat[is_open] % rows.shape[1]
-        return queries[query] * rows.shape[1] + item
-
-    def _place(self, rows: slice, near: npt.NDArray[np.bool_], few: npt.NDArray[np.bool_]) -> Ints:
-        """As `_open`, for those of the queries `rows` that have `few` items [r] among their `near` ones [r, G]."""
-        flat = np.flatnonzero(near)
-        query, values = flat // near.shape[1], self.distances[rows].reshape(-1)[flat]
-        start, stop = self.bounds[rows.start], self.bounds[rows.stop]
-        relevant = np.flatnonzero(few[self.query[start:stop] - rows.start]) + start
-        windows = self.query[relevant] - rows.start, self.low[relevant], self.high[relevant]
-        return flat[self._count(relevant, windows, query, values, values)] + rows.start * near.shape[1]
+        return max(1, min(PAIRS_AT_ONCE // gallery, spare)) * gallery
 
     def _count(
         self, relevant: Ints, windows: tuple[Ints, Floats, Floats], query: Ints, low: Floats, high: Floats
@@ -251,13 +172,10 @@ class _Block:
         self.rank[relevant] += np.where(self.pending[relevant], nearer - still, nearer)
         return is_open
 
-    def _settle(self, waiting: list[Ints]) -> None:
+    def _settle(self, pairs: Ints) -> None:
         """Add to the rank of each pending item its place among the open ones: pairs of a query and an item, numbered
-        row by row of the block."""
-        if not waiting:
-            return
+        row by row of the block, ascending; all of these queries."""
         gallery = self.distances.shape[1]
-        pairs = np.sort(np.concatenate(waiting))
         query, items = np.divmod(pairs, gallery)
         values: Floats
         if self.errors.any():
@@ -283,6 +201,35 @@ class _Block:
         """The pending items of these queries, and where each is among the open `pairs`."""
         relevant = np.flatnonzero(self.pending & np.isin(self.query, query))
         return relevant, np.searchsorted(pairs, self.query[relevant] * self.distances.shape[1] + self.item[relevant])
+
+
+class _Crowds(NamedTuple):
+    """Pending windows that overlap, taken for one: all items in it are open. By query, then by distance [C]."""
+
+    queries: int
+    """In the block."""
+    query: Ints
+    low: Floats
+    high: Floats
+    size: Ints
+    """Open items in it."""
+
+    @property
+    def open_before(self) -> Ints:
+        """Open items of the same query that are nearer than the crowd [C]."""
+        before = self.size.cumsum() - self.size
+        return before - before[np.searchsorted(self.query, self.query)]
+
+    @property
+    def per_query(self) -> Ints:
+        """Open items of each query of the block [q]."""
+        return np.bincount(self.query, self.size, self.queries).astype(np.int64)
+
+    def windows(self, rows: slice) -> DistanceWindows:
+        """The crowds of the queries `rows` as windows."""
+        bounds = np.searchsorted(self.query, np.arange(rows.start, rows.stop + 1))
+        some = slice(bounds[0], bounds[-1])
+        return DistanceWindows(bounds - bounds[0], self.low[some], self.high[some])
 
 
 def _outwards(bounds: Doubles, dtype: Any, end: float) -> Floats:

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmm.evaluation import compiled, distances, ranks
-from pmm.evaluation.compiled import DIMS_AT_ONCE, DistanceWindows, RankKernel, rank_kernels
+from pmm.evaluation.compiled import DIMS_AT_ONCE, RankKernel, rank_kernels
 from pmm.evaluation.distances import EmbeddingDistances
 from pmm.evaluation.embedding_matrix import EmbeddingMatrix
 from pmm.evaluation.metrics import evaluate_ranking
 from pmm.evaluation.rounding import pair_error_float64, refined_error
+from pmm.evaluation.windows import DistanceWindows, NumpyWindowCounts
 from pmm.utils.build_info import SOURCES
 from tests.conftest import examples
 from tests.evaluation.test_metrics import close_together, people, two_crowds
@@ -111,8 +112,8 @@ def windows(draw):
 def test_counts_are_those_of_comparing_each_pair(kernels, problem):
     block, bounds, low, high = problem
     rows = block[np.repeat(np.arange(len(block)), np.diff(bounds))]
-    for kernel in kernels:
-        before, upto = kernel.count(block, DistanceWindows(bounds, low, high))
+    for counts in (NumpyWindowCounts(), *kernels):
+        before, upto = counts.count(block, DistanceWindows(bounds, low, high))
         assert before.tolist() == (rows < low[:, None]).sum(1).tolist()
         assert upto.tolist() == (rows <= high[:, None]).sum(1).tolist()
 
@@ -129,8 +130,8 @@ def test_what_is_within_windows_is_found_in_order(kernels, problem):
     inside = np.zeros(block.shape, bool)
     for row, first, last in zip(query, low, high, strict=True):
         inside[row] |= (block[row] >= first) & (block[row] <= last)
-    for kernel in kernels:
-        found = kernel.within(block, DistanceWindows(bounds, low, high), int(inside.sum()))
+    for counts in (NumpyWindowCounts(), *kernels):
+        found = counts.within(block, DistanceWindows(bounds, low, high), int(inside.sum()))
         assert found.tolist() == np.flatnonzero(inside).tolist()
 
 

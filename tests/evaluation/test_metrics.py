@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pmm.evaluation import distance_blocks, distances, ranks
+from pmm.evaluation import distance_blocks, distances
 from pmm.evaluation.distance_blocks import Blocks
 from pmm.evaluation.metrics import evaluate_distances, evaluate_ranking
 from pmm.utils.errors import InvalidInput, InvalidValue, OutOfMemory
@@ -63,15 +63,13 @@ def problems(draw):
     problem=problems(),
     dtype=st.sampled_from([np.float32, np.float64, np.int64]),
     given_distances=st.booleans(),
-    few=st.sampled_from([0, 128]),
     queries=st.integers(1, 8),
 )
-def test_equals_the_definitions(problem, ap, dtype, given_distances, few, queries):
+def test_equals_the_definitions(problem, ap, dtype, given_distances, queries):
     aps, inps, firsts = by_hand(*problem, ap=ap)
     assume(aps)
     query, gallery, *labels = problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "FEW_ITEMS", few)  # both ways of counting in numpy
         patch.setattr(distance_blocks, "MAX_QUERIES", queries)
         if given_distances:
             matrix = ((query[:, None] - gallery) ** 2).sum(2)
