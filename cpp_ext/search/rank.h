@@ -4,6 +4,7 @@
 // Nothing of the standard library here, as in scan.h.
 #pragma once
 
+#include <immintrin.h>
 #include <stdlib.h>
 
 #include "search.h"
@@ -16,41 +17,65 @@ constexpr int64_t kStrip = 4096;        // distances that are looked at for all 
 constexpr int64_t kFewWindows = 48;     // up to which looking at each is faster than a search among them
 constexpr int64_t kItemBytes = 400000;  // of packed items: they stay in the second cache beside a tile of queries
 
-// The dot products of kTall queries and kWide items at once: `wide` is two registers.
+// The dot products of kTall queries and kWide items at once.
 template <class Isa>
 struct Tile {
   using Floats = typename Isa::Floats;
-  static constexpr int kLanes = sizeof(Floats) / sizeof(float), kWide = 2 * kLanes, kTall = Isa::kTall;
+  static constexpr int kAcross = Isa::kAcross, kWide = kAcross * sizeof(Floats) / sizeof(float), kTall = Isa::kTall;
 
   // Rows [count][dims] less a centre into [dims][width], where what is beyond `count` is 0.
   static void pack(const float* rows, int64_t count, int64_t dims, const float* centre, int64_t width, float* to) {
-    constexpr int64_t kDims = 16;
-    for (int64_t start = 0; start < dims; start += kDims) {
-      const int64_t stop = start + kDims < dims ? start + kDims : dims;
-      for (int64_t row = 0; row < width; ++row)
-        for (int64_t dim = start; dim < stop; ++dim)
-          to[dim * width + row] = row < count ? rows[row * dims + dim] - centre[dim] : 0.0f;
+    int64_t row = 0;
+    for (; row + 8 <= width && row + 8 <= count; row += 8) {
+      const float* const from = rows + row * dims;
+      int64_t dim = 0;
+      for (; dim + 8 <= dims; dim += 8) pack_eight(from + dim, dims, centre + dim, width, to + dim * width + row);
+      for (; dim < dims; ++dim)
+        for (int64_t i = 0; i < 8; ++i) to[dim * width + row + i] = from[i * dims + dim] - centre[dim];
     }
+    for (; row < width; ++row)
+      for (int64_t dim = 0; dim < dims; ++dim)
+        to[dim * width + row] = row < count ? rows[row * dims + dim] - centre[dim] : 0.0f;
+  }
+
+  // Eight dimensions of eight rows.
+  static PMM_INLINE void pack_eight(const float* rows, int64_t dims, const float* centre, int64_t width, float* to) {
+    const __m256 middle = _mm256_loadu_ps(centre);
+    __m256 a[8], b[8];
+    each<8>(PMM_EACH(i) { a[i] = _mm256_sub_ps(_mm256_loadu_ps(rows + i * dims), middle); });
+    each<4>(PMM_EACH(i) {  // pairs, then fours, then halves
+      b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+      b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+    });
+    each<2>(PMM_EACH(i) {
+      a[4 * i] = _mm256_shuffle_ps(b[4 * i], b[4 * i + 2], 0x44);
+      a[4 * i + 1] = _mm256_shuffle_ps(b[4 * i], b[4 * i + 2], 0xee);
+      a[4 * i + 2] = _mm256_shuffle_ps(b[4 * i + 1], b[4 * i + 3], 0x44);
+      a[4 * i + 3] = _mm256_shuffle_ps(b[4 * i + 1], b[4 * i + 3], 0xee);
+    });
+    each<4>(PMM_EACH(i) {
+      _mm256_storeu_ps(to + i * width, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+      _mm256_storeu_ps(to + (i + 4) * width, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    });
   }
 
   // In sums of kDimsAtOnce products, which are then added up: see pmm/evaluation/rounding.py.
   static __attribute__((noinline)) void multiply(const float* tall, const float* wide, int64_t dims,
-                                                 Floats (*sums)[2]) {
-    each<kTall>(PMM_EACH(q) { sums[q][0] = sums[q][1] = Floats{}; });
+                                                 Floats (*sums)[kAcross]) {
+    each<kTall>(PMM_EACH(q) { each<kAcross>(PMM_EACH(i) { sums[q][i] = Floats{}; }); });
     for (int64_t dim = 0; dim < dims;) {
       const int64_t stop = dim + kDimsAtOnce < dims ? dim + kDimsAtOnce : dims;
-      Floats part[kTall][2];
-      each<kTall>(PMM_EACH(q) { part[q][0] = part[q][1] = Floats{}; });
+      Floats part[kTall][kAcross];
+      each<kTall>(PMM_EACH(q) { each<kAcross>(PMM_EACH(i) { part[q][i] = Floats{}; }); });
       for (; dim < stop; ++dim) {
-        const Floats* const items = reinterpret_cast<const Floats*>(wide + dim * kWide);
-        const Floats first = items[0], second = items[1];
+        Floats items[kAcross];
+        each<kAcross>(PMM_EACH(i) { items[i] = reinterpret_cast<const Floats*>(wide + dim * kWide)[i]; });
         each<kTall>(PMM_EACH(q) {
           const Floats query = Floats{} + tall[dim * kTall + q];
-          part[q][0] = Isa::multiply_add(query, first, part[q][0]);
-          part[q][1] = Isa::multiply_add(query, second, part[q][1]);
+          each<kAcross>(PMM_EACH(i) { part[q][i] = Isa::multiply_add(query, items[i], part[q][i]); });
         });
       }
-      each<kTall>(PMM_EACH(q) { each<2>(PMM_EACH(i) { sums[q][i] += part[q][i]; }); });
+      each<kTall>(PMM_EACH(q) { each<kAcross>(PMM_EACH(i) { sums[q][i] += part[q][i]; }); });
     }
   }
 };
@@ -77,7 +102,7 @@ int64_t half_distances_of(const HalfDistances& of) {
       T::pack(of.item + item * dims, of.items - item, dims, of.centre, T::kWide, wide + panels * T::kWide * dims);
     for (int64_t tile = 0; tile < tiles; ++tile)
       for (int64_t panel = 0; panel < panels; ++panel) {
-        typename T::Floats sums[T::kTall][2];
+        typename T::Floats sums[T::kTall][T::kAcross];
         T::multiply(tall + tile * T::kTall * dims, wide + panel * T::kWide * dims, dims, sums);
         const int64_t first = start + panel * T::kWide, left = of.items - first;
         for (int64_t q = 0; q < T::kTall && tile * T::kTall + q < of.queries; ++q) {

@@ -15,7 +15,7 @@ struct Avx2 {
   using Floats = float __attribute__((vector_size(32), may_alias));
   using Doubles = double __attribute__((vector_size(32), may_alias));
   using Half = float __attribute__((vector_size(16), aligned(4), may_alias));  // as many as Doubles has
-  static constexpr int kTall = 6;  // with two registers of items, and one of a query, nearly all 16
+  static constexpr int kTall = 4, kAcross = 3;  // 12 sums, which with items and a query fill 16 registers
 
   static PMM_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   static PMM_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }

@@ -15,7 +15,7 @@ struct Avx512 {
   using Floats = float __attribute__((vector_size(64), may_alias));
   using Doubles = double __attribute__((vector_size(64), may_alias));
   using Half = float __attribute__((vector_size(32), aligned(4), may_alias));  // as many as Doubles has
-  static constexpr int kTall = 14;  // with two registers of items, and one of a query, nearly all 32
+  static constexpr int kTall = 14, kAcross = 2;  // 28 sums, which with items and a query nearly fill 32 registers
 
   static PMM_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static PMM_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }

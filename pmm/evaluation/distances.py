@@ -62,7 +62,7 @@ class EmbeddingDistances:
         self.fits_float32 = query.fits_float32 and gallery.fits_float32
         """Whether `approximate` works in float32."""
         self._kernel = rank_kernel() if self.fits_float32 else None
-        self.coarsest = 1 if self._kernel else 0  # it is as fast as the product alone
+        self.coarsest = 1 if self._kernel and self._kernel.outruns_blas else 0
         self._exponent = 0 if self.fits_float32 else max(query.exponent, gallery.exponent)
         with np.errstate(over="ignore"):
             self._half_squares = (gallery.norms**2 / 2).astype(np.float32)
