@@ -47,7 +47,7 @@ class RankKernel:
         self._library: Any = library()
         self._path = ctypes.c_int32(path)
         self.outruns_blas = str(paths()[path]).startswith("AVX-512")
-        """Whether `half_distances` takes less time than numpy's product, whose sums are long; with AVX2 a tenth more."""
+        """Whether `half_distances` takes less time than numpy's product; with AVX2 it takes a little more."""
 
     def half_distances(
         self,

@@ -47,7 +47,7 @@ def test_what_is_timed_was_proved_first():
     assert result(DEMO)["gates"]["failures"] == []
     assert result("2026-11-22-amd-epyc-2-cores-ops-n32-fp32")["equal"]
     assert result("2026-11-30-intel-xeon-2-cores-saving")["equal"]
-    trained, random = result("2026-11-28-amd-epyc-2-cores-ranking")["market"]["settings"]
+    trained, random = result("2026-12-01-amd-epyc-2-cores-ranking")["market"]["settings"]
     assert trained["off_by"] <= 1e-9 >= random["off_by"]
     assert not any(setting["wrong"] for setting in result("2026-11-28-amd-epyc-2-cores-loading")["settings"])
     checks = result("2026-11-30-intel-xeon-2-cores-gallery-search")["checks"]
