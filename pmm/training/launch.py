@@ -18,6 +18,7 @@ from pmm.data.bad_images import refuse_at_sight
 from pmm.models.registry import check_network, method_of
 from pmm.training.data_setup import resolve_config, training_data
 from pmm.training.flags import TrainOptions
+from pmm.training.own_cores import OwnCores
 from pmm.utils import command_line
 from pmm.utils.errors import BackendUnavailable, CannotWrite, InvalidFile
 from pmm.utils.extras import check_installed
@@ -46,6 +47,7 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
     check_installed("torch", "tensorboard")
     if is_first():
         _check_folder(out, options.resume)
+    own_cores = OwnCores(options)
     from pmm.runtime.eager import torch_device
     from pmm.runtime.torch_runner import set_threads
     from pmm.training.distributed import init_distributed
@@ -75,7 +77,9 @@ def train(config: Config, out: Path, options: TrainOptions) -> Path:
             deferred = command_line.deferred_signals(signal.SIGINT, signal.SIGTERM, leave=partial(_leave, out))
             pending_signal = stack.enter_context(deferred)
             trainer = processes.run_on_all(
-                lambda: Trainer(config, split, out, device, processes, options, asked_amp=asked_amp, init=init)
+                lambda: Trainer(
+                    config, split, out, device, processes, options, own_cores, asked_amp=asked_amp, init=init
+                )
             )
             return trainer.run(pending_signal)
 

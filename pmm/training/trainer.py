@@ -31,6 +31,7 @@ from pmm.training.distributed import Processes
 from pmm.training.failures import LossWatch, explain_errors
 from pmm.training.flags import TrainOptions
 from pmm.training.occlusion_table import keep_model, make_occluder
+from pmm.training.own_cores import OwnCores
 from pmm.training.pictures import log_mix_picture
 from pmm.training.progress import Meter, epoch_line, mean_of_records, mean_of_states, warn
 from pmm.training.resuming import load_last
@@ -61,6 +62,7 @@ class Trainer:
         device: torch.device,
         processes: Processes,
         options: TrainOptions,
+        own_cores: OwnCores,
         *,
         asked_amp: str,
         init: InitFile | None = None,
@@ -71,7 +73,7 @@ class Trainer:
         network that `device` cannot train.
         """
         self.config, self.split, self.out, self.device, self.processes = config, split, out, device, processes
-        self.options, self.init = options, init
+        self.options, self.own_cores, self.init = options, own_cores, init
         check_device(config, device)
         torch.manual_seed(config.seed)
         self._load_batches()
@@ -286,7 +288,8 @@ class Trainer:
             lr = self.state.lr
             on_losses = partial(watch.watch, batch=batch.indices, step=meter.steps + 1)
             stream = self.state.phase.stream(number)
-            losses = train_step(self.state, batch, epoch=stream, step=meter.steps, on_losses=on_losses)
+            with self.own_cores:
+                losses = train_step(self.state, batch, epoch=stream, step=meter.steps, on_losses=on_losses)
             meter.step(losses, len(batch.labels), lr)
         self.guard.before_step(None, epoch, self._save_progress)
         return meter.record()
