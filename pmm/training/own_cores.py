@@ -51,5 +51,6 @@ def _one_each(options: TrainOptions) -> bool:
     on_cpu = options.device == "cpu" or (options.device == "auto" and not nvidia_gpus())
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     bound = any(name in os.environ for name in BINDINGS)
+    threads = options.threads or os.environ.get("OMP_NUM_THREADS") or compute_threads()
     cores = len(os.sched_getaffinity(0))
-    return on_cpu and alone and not bound and (options.threads or compute_threads()) == cores > 1
+    return on_cpu and alone and not bound and cores > 1 and str(threads) == str(cores)
