@@ -4,6 +4,8 @@ PYTHON := $(VENV)/bin/python
 PIP    := $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   := runs/demo
 CLIENTS := .venv-clients
+# Kept even where the environment says otherwise: each process would compile all tests and modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 # Two processes of one thread each: with two each, threads of torch would wait for those of the other process. A test
 # that hangs fails, with its stack, after a time that no whole one takes.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from types import TracebackType
@@ -32,17 +33,20 @@ class OwnCores:
 
             del os.environ["OMP_PROC_BIND"]  # for child processes
             self._own = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, self._all)
+            self._keep_to(self._all)
 
     def __enter__(self) -> None:
-        if self._own != self._all:
-            os.sched_setaffinity(0, self._own)
+        self._keep_to(self._own)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._keep_to(self._all)
+
+    def _keep_to(self, cores: set[int]) -> None:
         if self._own != self._all:
-            os.sched_setaffinity(0, self._all)
+            with contextlib.suppress(OSError):  # as of a core that was taken from this process meanwhile
+                os.sched_setaffinity(0, cores)
 
 
 def _one_each(options: TrainOptions) -> bool:

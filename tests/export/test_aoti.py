@@ -29,6 +29,8 @@ from tests.conftest import assert_one_line_error, run_here, run_python
 from tests.refusals import refuses
 from tests.runtime.small import small_graph
 
+pytestmark = pytest.mark.slow  # a package takes a compiler and ten seconds to make
+
 CPU = torch.device("cpu")
 
 

@@ -134,6 +134,7 @@ def test_the_deployed_network_gives_the_same_embedding(method):
         torch.testing.assert_close(deployed(model)(images), model(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_is_one_graph_to_the_compiler(method):
     """Nothing that is drawn is read back, so a GPU does not wait. The trunk, which all have, test_strong.py has too."""
     model = model_of(method)

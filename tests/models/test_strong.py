@@ -288,7 +288,7 @@ def test_the_commands_rank_it_by_cosine(strong, people, tmp_path):
 @pytest.mark.parametrize(
     "backends",
     [
-        pytest.param("torch,ort-cpu,openvino", marks=pytest.mark.slow),
+        pytest.param("torch,ort-cpu,openvino", marks=pytest.mark.full),
         pytest.param("torch,torch-compile,aoti", marks=pytest.mark.full),
     ],
 )

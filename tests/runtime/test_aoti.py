@@ -28,6 +28,8 @@ from pmm.utils.hardware import nvidia_gpus
 from tests.conftest import assert_one_line_error, run_here, run_python, run_without_torch
 from tests.refusals import refuses
 
+pytestmark = pytest.mark.slow  # a package takes a compiler and ten seconds to make
+
 BATCHES = (1, 3, 64, 37, 2, 15, 16)
 CPU = torch.device("cpu")
 
