@@ -158,6 +158,7 @@ def test_each_batch_has_a_profile_and_none_is_too_large(batches, profiles):
     assert all(found.runs_as(count)[1] == count for count in (*range(1, 41), 64))
 
 
+@pytest.mark.slow
 def test_an_engine_is_kept_for_the_same_batches_and_the_same_gpu(machine, trained, shared, few, tmp_path, monkeypatch):
     machine(NEWEST)
     figures = read_onnx(shared.onnx()).manifest.parity

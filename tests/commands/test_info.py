@@ -259,6 +259,7 @@ def test_values_print_as_what_they_are():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torch_is_loaded_for_a_checkpoint_only(artifact, trained):
     for file, loaded in ((artifact, "False"), (trained, "True")):
         script = "import sys; from pmm.commands import info; info.main('pmm info'); print('torch' in sys.modules)"

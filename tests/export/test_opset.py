@@ -12,7 +12,7 @@ from pmm.data.crops import load_crops
 from pmm.data.readers import read_dataset
 from pmm.export.graph import IR_VERSION, _to_opset_17
 from pmm.export.half_precision import emulated, half_type
-from pmm.export.options import MIN_OPSET, OPSET, OPSETS, EngineOptions, ExportOptions
+from pmm.export.options import MIN_OPSET, OPSETS, EngineOptions, ExportOptions
 from pmm.export.reference import in_memory
 from pmm.export.trt import engine_from_onnx
 from pmm.runtime.ort_session import open_session
@@ -27,8 +27,6 @@ KINDS = {
     "int8": ExportOptions(precision="int8"),
     "int8-fp16": ExportOptions(precision="int8", int8_fallback="fp16"),
 }
-QUICK = [("fp32", 17), ("int8", 18), ("int8-fp16", 19), ("fp16", 21)]
-"""Each opset and each kind once: bf16 has only its default."""
 EVERY = [(kind, opset) for kind in KINDS for opset in range(MIN_OPSET[kind], OPSETS[1] + 1)]
 
 
@@ -37,20 +35,14 @@ def crops(people):
     return load_crops([s.path for s in read_dataset("synthetic", people).query[:5]], 128, 64)
 
 
-def test_each_opset_and_each_kind_is_tried():
-    assert {opset for _, opset in QUICK} | set(OPSET.values()) == set(range(OPSETS[0], OPSETS[1] + 1))
-    assert {kind for kind, _ in QUICK} == {*KINDS} - {"bf16"}
-
-
 def embedded(file, crops):
     half = half_type(file.manifest)
     proto = emulated(file.proto) if half else file.proto
     return in_memory(proto, file.manifest.input, file.manifest.preprocessing, optimise=not half)(crops)
 
 
-@pytest.mark.parametrize(
-    ("kind", "opset"), [c if c in QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in EVERY]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "opset"), EVERY)
 def test_a_file_of_every_opset_is_the_same_function(shared, crops, kind, opset, tmp_path):
     default = read_onnx(shared.onnx(KINDS[kind]))
     file = read_onnx(shared.onnx(dataclasses.replace(KINDS[kind], opset=opset)))

@@ -113,7 +113,7 @@ def killed_at(path: Path, number: int, event: int) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [47, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_file(tmp_path, monkeypatch, stride):
     """Each step is tried until it is not killed: at its first file, its next, and so on."""
     monkeypatch.setattr(changes, "CHUNK_BYTES", 64 * DIM * 4)

@@ -133,6 +133,7 @@ def opened(machine, trained, shared, tmp_path, version):
     return world, TrtRunner(artifact.path, warn=False), *crops_and_truth(trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["tensorrt-11.4.0.106", "tensorrt_rtx-1.7.1.116"])
 def test_an_engine_shows_what_services_need(machine, trained, shared, tmp_path, version):
     world, runner, crops, expected = opened(machine, trained, shared, tmp_path, version)

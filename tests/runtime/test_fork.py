@@ -13,6 +13,7 @@ from tests.conftest import run_python
 from tests.refusals import refuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "ort", "openvino"])
 def test_a_child_opens_its_own_and_the_inherited_one_says_so(trained, exported, backend):
     if backend == "openvino":

@@ -114,10 +114,8 @@ def test_half_of_the_crops_of_the_second_training_are_occluded(config, tmp_path,
 @pytest.mark.parametrize(
     ("step", "action"),
     [
-        (4, kill),
-        (7, kill),
         (8, terminate),
-        *(pytest.param(step, kill, marks=pytest.mark.slow) for step in (1, 6, 9, 12)),
+        *(pytest.param(step, kill, marks=pytest.mark.slow) for step in (1, 4, 6, 7, 9, 12)),
         *(pytest.param(step, terminate, marks=pytest.mark.slow) for step in (2, 6, 7, 11)),
     ],
 )
